@@ -1,0 +1,204 @@
+#include "kernels/cuda/cuda_ops.h"
+
+#include <utility>
+
+#include "kernels/checks.h"
+#include "kernels/cuda/budget.h"
+#include "kernels/cuda/launch.h"
+#include "proto/base/status.h"
+
+namespace hone {
+namespace {
+
+void Require(cudaError_t error, const char* operation) {
+  HONE_CHECK(error == cudaSuccess, operation, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+}
+
+void Launched(const char* operation) { Require(cudaGetLastError(), operation); }
+
+size_t DenseBytes(Tensor t) { return static_cast<size_t>(t.elements() * BlockBytes(t.dtype)); }
+
+void CheckSegments(const Segments& segments, const AttentionShape& shape) {
+  HONE_CHECK(shape.head_dim <= kCudaMaxHeadDim, "head_dim ", shape.head_dim, " above ", kCudaMaxHeadDim);
+  if (segments.host.empty()) return;
+  const Tensor device = segments.device;
+  HONE_CHECK(device.dtype == DType::kI32 && device.cols == 6 && device.pitch == 6 &&
+                 device.rows == static_cast<int64_t>(segments.host.size()) && device.data != nullptr,
+             "segments on the device [", device.rows, ", ", device.cols, "] pitch ", device.pitch);
+}
+
+}  // namespace
+
+CudaOps::CudaOps(DType activation_dtype, cudaStream_t stream, std::unique_ptr<cuda::Gemm> gemm, float* partials)
+    : activation_dtype_(activation_dtype), stream_(stream), gemm_(std::move(gemm)), partials_(partials) {}
+
+int64_t CudaOps::AdapterColumns(int64_t sum_r) const { return checks::AdapterColumns(BackendKind::kCuda, sum_r); }
+
+void CudaOps::Fill(Tensor out, float value) {
+  checks::Fill(out);
+  if (out.empty()) return;
+  cuda::Fill(out, value, stream_);
+  Launched("Fill");
+}
+
+void CudaOps::Copy(Tensor in, Tensor out) {
+  checks::Copy(in, out);
+  if (in.empty() || (in.data == out.data && in.dtype == out.dtype && in.pitch == out.pitch)) return;
+  cuda::Copy(in, out, stream_);
+  Launched("Copy");
+}
+
+void CudaOps::Upload(const void* host, Tensor out) {
+  checks::Dense(out);
+  if (out.empty()) return;
+  Require(cudaMemcpyAsync(out.data, host, DenseBytes(out), cudaMemcpyHostToDevice, stream_), "Upload");
+}
+
+void CudaOps::Download(Tensor in, void* host) {
+  checks::Dense(in);
+  if (!in.empty()) Require(cudaMemcpyAsync(host, in.data, DenseBytes(in), cudaMemcpyDeviceToHost, stream_), "Download");
+  Require(cudaStreamSynchronize(stream_), "Download");
+}
+
+void CudaOps::Synchronize() { Require(cudaStreamSynchronize(stream_), "Synchronize"); }
+
+void CudaOps::DecodeWeight(const WeightView& weight, Tensor out) {
+  checks::DecodeWeight(weight, out);
+  if (out.empty()) return;
+  cuda::DecodeRows(weight, nullptr, out, stream_);
+  Launched("DecodeWeight");
+}
+
+void CudaOps::EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) {
+  checks::EmbeddingRows(table, ids, out);
+  if (out.empty()) return;
+  cuda::DecodeRows(table, ids.as<int32_t>(), out, stream_);
+  Launched("EmbeddingRows");
+}
+
+void CudaOps::GatherRows(Tensor in, Tensor row_ids, Tensor out) {
+  checks::GatherRows(in, row_ids, out);
+  if (out.empty()) return;
+  cuda::GatherRows(in, row_ids, out, stream_);
+  Launched("GatherRows");
+}
+
+void CudaOps::ScatterRows(Tensor in, Tensor row_ids, Tensor out) {
+  checks::ScatterRows(in, row_ids, out);
+  if (in.empty()) return;
+  cuda::ScatterRows(in, row_ids, out, stream_);
+  Launched("ScatterRows");
+}
+
+void CudaOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) {
+  checks::Matmul(a, ta, b, tb, c);
+  if (c.empty()) return;
+  if (!a.empty() && gemm_->Run(a, ta, b, tb, c, alpha, beta, stream_)) return;
+  ++plain_matmuls_;
+  cuda::PlainMatmul(a, ta, b, tb, c, alpha, beta, stream_);
+  Launched("Matmul");
+}
+
+void CudaOps::Add(Tensor x, Tensor y) {
+  checks::Add(x, y, activation_dtype_);
+  if (y.empty()) return;
+  cuda::Add(x, y, stream_);
+  Launched("Add");
+}
+
+void CudaOps::AddBias(Tensor bias, Tensor y) {
+  checks::AddBias(bias, y, activation_dtype_);
+  if (y.empty()) return;
+  cuda::AddBias(bias, y, stream_);
+  Launched("AddBias");
+}
+
+void CudaOps::ScaleRows(Tensor x, Tensor factors) {
+  checks::ScaleRows(x, factors, activation_dtype_);
+  if (x.empty()) return;
+  cuda::ScaleRows(x, factors, stream_);
+  Launched("ScaleRows");
+}
+
+void CudaOps::RmsNorm(Tensor x, Tensor weight, float eps, Tensor y, Tensor rstd) {
+  checks::RmsNorm(x, weight, y, rstd, activation_dtype_);
+  if (x.empty()) return;
+  cuda::RmsNorm(x, weight, eps, y, rstd, stream_);
+  Launched("RmsNorm");
+}
+
+void CudaOps::RmsNormBackward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor dx, float beta) {
+  checks::RmsNormBackward(dy, x, weight, rstd, dx, beta, activation_dtype_);
+  if (x.empty()) return;
+  cuda::RmsNormBackward(dy, x, weight, rstd, dx, beta, stream_);
+  Launched("RmsNormBackward");
+}
+
+void CudaOps::RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Tensor sin) {
+  checks::RopeTable(positions, inv_freq, cos, sin);
+  if (cos.empty()) return;
+  cuda::RopeTable(positions, inv_freq, scaling, cos, sin, stream_);
+  Launched("RopeTable");
+}
+
+void CudaOps::Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) {
+  checks::Rope(x, head_dim, cos, sin, activation_dtype_);
+  if (x.empty()) return;
+  cuda::Rope(x, head_dim, cos, sin, direction, stream_);
+  Launched("Rope");
+}
+
+void CudaOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
+  checks::Glu(gate_up, out, activation_dtype_);
+  if (out.empty()) return;
+  cuda::Glu(gate_up, activation, out, stream_);
+  Launched("Glu");
+}
+
+void CudaOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) {
+  checks::GluBackward(d_out, gate_up, d_gate_up, activation_dtype_);
+  if (d_out.empty()) return;
+  cuda::GluBackward(d_out, gate_up, activation, d_gate_up, stream_);
+  Launched("GluBackward");
+}
+
+void CudaOps::Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
+                        Tensor lse) {
+  checks::Attention(q, k, v, segments, shape, out, lse, activation_dtype_);
+  CheckSegments(segments, shape);
+  cuda::Attention(q, k, v, segments, shape, out, lse, stream_);
+  Launched("Attention");
+}
+
+void CudaOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+                                const Segments& segments, const AttentionShape& shape, Tensor delta, Tensor dq,
+                                Tensor dk, Tensor dv) {
+  checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, activation_dtype_);
+  CheckSegments(segments, shape);
+  cuda::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, stream_);
+  Launched("AttentionBackward");
+}
+
+void CudaOps::LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
+                      Tensor log_probs) {
+  checks::LogProb(logits, targets, log_probs, activation_dtype_);
+  if (logits.empty()) return;
+  cuda::LogProb(logits, targets, transform, mode, log_probs, stream_);
+  Launched("LogProb");
+}
+
+void CudaOps::SumSquares(Tensor x, Tensor out) {
+  checks::SumSquares(x, out);
+  cuda::SumSquares(x, partials_, out, stream_);
+  Launched("SumSquares");
+}
+
+void CudaOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
+                    const AdamWConstants& constants) {
+  checks::AdamW(param, grad, m, v, sum_squares, step);
+  if (param.empty()) return;
+  cuda::AdamW(param, grad, m, v, sum_squares, step, constants, stream_);
+  Launched("AdamW");
+}
+
+}  // namespace hone

@@ -1,0 +1,170 @@
+// What the kernels share: conversion between storage and fp32, 16-byte access, reductions in one fixed order, division
+// by a constant of the launch, and dispatch from a DType to a C++ type. Not here: any kernel.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/tensor.h"
+
+namespace hone::cuda {
+
+using bf16 = __nv_bfloat16;
+
+__device__ inline float ToFloat(float x) { return x; }
+__device__ inline float ToFloat(bf16 x) { return __bfloat162float(x); }
+__device__ inline float ToFloat(__half x) { return __half2float(x); }
+
+template <typename T>
+__device__ inline T FromFloat(float x);
+template <>
+__device__ inline float FromFloat<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline bf16 FromFloat<bf16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// V consecutive elements as fp32; V is 8 (16-byte aligned) or 1.
+template <int V, typename T>
+__device__ inline void Load(const T* p, float (&out)[V]) {
+  if constexpr (V == 1) {
+    out[0] = ToFloat(*p);
+  } else if constexpr (sizeof(T) == 4) {
+    const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  } else {
+    const uint4 raw = *reinterpret_cast<const uint4*>(p);
+    const T* values = reinterpret_cast<const T*>(&raw);
+#pragma unroll
+    for (int i = 0; i < V; ++i) out[i] = ToFloat(values[i]);
+  }
+}
+
+template <int V, typename T>
+__device__ inline void Store(T* p, const float (&in)[V]) {
+  if constexpr (V == 1) {
+    *p = FromFloat<T>(in[0]);
+  } else if constexpr (sizeof(T) == 4) {
+    reinterpret_cast<float4*>(p)[0] = make_float4(in[0], in[1], in[2], in[3]);
+    reinterpret_cast<float4*>(p)[1] = make_float4(in[4], in[5], in[6], in[7]);
+  } else {
+    uint4 raw;
+    T* values = reinterpret_cast<T*>(&raw);
+#pragma unroll
+    for (int i = 0; i < V; ++i) values[i] = FromFloat<T>(in[i]);
+    *reinterpret_cast<uint4*>(p) = raw;
+  }
+}
+
+// A pitched matrix inside a kernel.
+template <typename T>
+struct View {
+  T* data;
+  int64_t pitch;
+  View() = default;
+  explicit View(Tensor t) : data(static_cast<T*>(t.data)), pitch(t.pitch) {}
+  __device__ T* At(int64_t row, int64_t col) const { return data + row * pitch + col; }
+};
+
+// n / d for 0 <= n < 2^31 by one multiplication (Granlund and Montgomery, 1994).
+struct FastDivisor {
+  uint32_t divisor = 1, multiplier = 1, shift = 0;
+  FastDivisor() = default;
+  explicit FastDivisor(int64_t d) : divisor(static_cast<uint32_t>(d)) {
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>((uint64_t{1} << 32) * ((uint64_t{1} << shift) - divisor) / divisor + 1);
+  }
+  __device__ uint32_t Divide(uint32_t n) const { return (__umulhi(n, multiplier) + n) >> shift; }
+  __device__ void DivMod(uint32_t n, uint32_t& quotient, uint32_t& remainder) const {
+    quotient = Divide(n);
+    remainder = n - quotient * divisor;
+  }
+};
+
+// Sums and maxima over the LANES neighbouring threads of a warp; every lane gets the result.
+template <int LANES = 32>
+__device__ inline float WarpSum(float x) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+template <int LANES = 32>
+__device__ inline float WarpMax(float x) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  return x;
+}
+
+// Over a whole block of full warps; every thread gets the result. `scratch` holds 32 floats and is free again on
+// return.
+__device__ inline float BlockSum(float x, float* scratch) {
+  x = WarpSum(x);
+  const int warps = blockDim.x / 32;
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = WarpSum(threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : 0.0f);
+  __syncthreads();
+  return x;
+}
+__device__ inline float BlockMax(float x, float* scratch) {
+  x = WarpMax(x);
+  const int warps = blockDim.x / 32;
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = WarpMax(threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : scratch[0]);
+  __syncthreads();
+  return x;
+}
+
+// Whether every row of t starts on 16 bytes and holds a multiple of 8 elements.
+inline bool Vectorises(Tensor t) {
+  const int64_t bytes = BlockBytes(t.dtype);
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.cols % 8 == 0 && (t.rows <= 1 || t.pitch * bytes % 16 == 0);
+}
+
+// Calls f with a value of the C++ type of an activation: fp32 or bf16.
+template <typename F>
+void WithType(DType dtype, F&& f) {
+  if (dtype == DType::kF32) {
+    f(float{});
+  } else {
+    f(bf16{});
+  }
+}
+
+// One thread per V neighbouring elements of a [rows, cols] matrix: body.Run<V>(row, col).
+template <int V, typename Body>
+__global__ void RowsKernel(uint32_t units, FastDivisor units_per_row, Body body) {
+  const uint32_t unit = blockIdx.x * blockDim.x + threadIdx.x;
+  if (unit >= units) return;
+  uint32_t row, rest;
+  units_per_row.DivMod(unit, row, rest);
+  body.template Run<V>(static_cast<int64_t>(row), static_cast<int64_t>(rest) * V);
+}
+
+// Rows are launched in parts that keep every index below 2^31; body.Shift(rows) advances its views.
+template <typename Body>
+void LaunchRows(int64_t rows, int64_t cols, bool vectorises, Body body, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  const int64_t per_row = vectorises ? cols / 8 : cols;
+  const int64_t part = (int64_t{1} << 30) / per_row > 0 ? (int64_t{1} << 30) / per_row : 1;
+  for (int64_t begin = 0; begin < rows; begin += part) {
+    const int64_t count = rows - begin < part ? rows - begin : part;
+    const uint32_t units = static_cast<uint32_t>(count * per_row);
+    const uint32_t blocks = (units + kThreads - 1) / kThreads;
+    Body shifted = body;
+    shifted.Shift(begin);
+    if (vectorises) {
+      RowsKernel<8><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
+    } else {
+      RowsKernel<1><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
+    }
+  }
+}
+
+}  // namespace hone::cuda
