@@ -1,0 +1,37 @@
+// The shape rules of ops.h, written once and run by every back end on every call. A violation is a broken invariant.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace hone::checks {
+
+void Fill(Tensor out);
+void Copy(Tensor in, Tensor out);
+void Dense(Tensor t);  // Upload, Download
+void HasData(const WeightView& weight);  // for back ends that read: a dry run's weights may be shapes only
+void DecodeWeight(const WeightView& weight, Tensor out);
+void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out);
+void GatherRows(Tensor in, Tensor row_ids, Tensor out);
+void ScatterRows(Tensor in, Tensor row_ids, Tensor out);
+void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
+void Add(Tensor x, Tensor y, DType act);
+void AddBias(Tensor bias, Tensor y, DType act);
+void ScaleRows(Tensor x, Tensor factors, DType act);
+void RmsNorm(Tensor x, Tensor weight, Tensor y, Tensor rstd, DType act);
+void RmsNormBackward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor dx, float beta, DType act);
+void RopeTable(Tensor positions, Tensor inv_freq, Tensor cos, Tensor sin);
+void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, DType act);
+void Glu(Tensor gate_up, Tensor out, DType act);
+void GluBackward(Tensor d_out, Tensor gate_up, Tensor d_gate_up, DType act);
+void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
+               Tensor lse, DType act);
+void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
+                       const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv, DType act);
+void LogProb(Tensor logits, Tensor targets, Tensor log_probs, DType act);
+void SumSquares(Tensor x, Tensor out);
+void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step);
+
+// Ops::AdapterColumns of each back end: how wide the spare columns beside a weight or activation are.
+int64_t AdapterColumns(BackendKind backend, int64_t sum_r);
+
+}  // namespace hone::checks

@@ -1,0 +1,25 @@
+// The only door to OpenBLAS: single-threaded sgemm, divided over our own threads. Row-major throughout.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/thread_pool.h"
+
+namespace hone {
+
+struct GemmShape {
+  bool ta = false, tb = false;
+  int64_t m = 0, n = 0, k = 0;
+};
+
+// OpenBLAS's own threads off, for the whole process.
+void UseOneBlasThread();
+
+// c[m, n] <- alpha * op(a) * op(b) + beta * c on the calling thread; beta 0 ignores what c held.
+void Sgemm(const GemmShape& shape, float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+           float* c, int64_t ldc);
+// The same, divided over the pool by blocks of rows or columns of c, whichever repeats less packing.
+void ParallelSgemm(ThreadPool& pool, const GemmShape& shape, float alpha, const float* a, int64_t lda, const float* b,
+                   int64_t ldb, float beta, float* c, int64_t ldc);
+
+}  // namespace hone

@@ -1,0 +1,173 @@
+#include "kernels/dry/dry_ops.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/checks.h"
+#include "proto/base/status.h"
+
+namespace hone {
+namespace {
+
+double Bytes(Tensor t) { return static_cast<double>(t.elements()) * static_cast<double>(BlockBytes(t.dtype)); }
+
+double Bytes(const WeightView& w) {
+  const double elements = static_cast<double>(w.rows) * static_cast<double>(w.cols);
+  double bytes = elements / static_cast<double>(BlockElements(w.dtype)) * static_cast<double>(BlockBytes(w.dtype));
+  if (w.dtype == DType::kNf4) bytes += elements / kNf4BlockSize * (w.absmax_codes != nullptr ? 1.0 : 4.0);
+  return bytes;
+}
+
+// Pairs (query, key) that a segment's causal mask and window leave, per head.
+double VisiblePairs(const Segment& s, int64_t window) {
+  const double all = static_cast<double>(s.q_len) * (static_cast<double>(s.prefix_len) + s.kv_len - s.q_len) +
+                     0.5 * s.q_len * (static_cast<double>(s.q_len) + 1);
+  if (window == 0) return all;
+  // Query i sees `before + i + 1` keys, at most `window` of them.
+  const int64_t before = int64_t{s.prefix_len} + s.kv_len - s.q_len;
+  const int64_t growing = std::clamp<int64_t>(window - before, 0, s.q_len);  // queries that the window does not cut
+  return static_cast<double>(growing) * static_cast<double>(before) +
+         0.5 * static_cast<double>(growing) * (static_cast<double>(growing) + 1) +
+         static_cast<double>(s.q_len - growing) * static_cast<double>(window);
+}
+
+double AttentionPairs(const Segments& segments, const AttentionShape& shape) {
+  double pairs = 0;
+  for (const Segment& s : segments.host) pairs += VisiblePairs(s, shape.window);
+  return pairs * static_cast<double>(shape.heads);
+}
+
+class DryOpsImpl final : public DryOps {
+ public:
+  DryOpsImpl(BackendKind imitated, DType act) : imitated_(imitated), act_(act) {}
+
+  BackendKind backend() const override { return BackendKind::kDry; }
+  DType activation_dtype() const override { return act_; }
+  int64_t AdapterColumns(int64_t sum_r) const override { return checks::AdapterColumns(imitated_, sum_r); }
+  const DryCounts& counts() const override { return counts_; }
+  void ResetCounts() override { counts_ = {}; }
+
+  void Fill(Tensor out, float) override {
+    checks::Fill(out);
+    Count(Bytes(out));
+  }
+  void Copy(Tensor in, Tensor out) override {
+    checks::Copy(in, out);
+    Count(Bytes(in) + Bytes(out));
+  }
+  void Upload(const void*, Tensor out) override {
+    checks::Dense(out);
+    Count(Bytes(out));
+  }
+  void Download(Tensor in, void* host) override {
+    checks::Dense(in);
+    std::memset(host, 0, static_cast<size_t>(Bytes(in)));
+    Count(Bytes(in));
+  }
+  void Synchronize() override {}
+  void DecodeWeight(const WeightView& weight, Tensor out) override {
+    checks::DecodeWeight(weight, out);
+    Count(Bytes(weight) + Bytes(out));
+  }
+  void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) override {
+    checks::EmbeddingRows(table, ids, out);
+    Count(Bytes(out) * 2 + Bytes(ids));
+  }
+  void GatherRows(Tensor in, Tensor row_ids, Tensor out) override {
+    checks::GatherRows(in, row_ids, out);
+    Count(Bytes(out) * 2 + Bytes(row_ids));
+  }
+  void ScatterRows(Tensor in, Tensor row_ids, Tensor out) override {
+    checks::ScatterRows(in, row_ids, out);
+    Count(Bytes(in) * 2 + Bytes(row_ids));
+  }
+
+  void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float, float) override {
+    checks::Matmul(a, ta, b, tb, c);
+    const int64_t k = ta == Transpose::kNo ? a.cols : a.rows;
+    counts_.gemm_flops += 2.0 * static_cast<double>(c.rows) * static_cast<double>(c.cols) * static_cast<double>(k);
+    ++counts_.launches;
+  }
+  void Add(Tensor x, Tensor y) override {
+    checks::Add(x, y, act_);
+    Count(Bytes(x) + 2 * Bytes(y));
+  }
+  void AddBias(Tensor bias, Tensor y) override {
+    checks::AddBias(bias, y, act_);
+    Count(Bytes(bias) + 2 * Bytes(y));
+  }
+  void ScaleRows(Tensor x, Tensor factors) override {
+    checks::ScaleRows(x, factors, act_);
+    Count(2 * Bytes(x) + Bytes(factors));
+  }
+
+  void RmsNorm(Tensor x, Tensor weight, float, Tensor y, Tensor rstd) override {
+    checks::RmsNorm(x, weight, y, rstd, act_);
+    Count(Bytes(x) + Bytes(y) + Bytes(rstd));
+  }
+  void RmsNormBackward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor dx, float beta) override {
+    checks::RmsNormBackward(dy, x, weight, rstd, dx, beta, act_);
+    Count(Bytes(dy) + Bytes(x) + Bytes(rstd) + Bytes(dx) * (beta == 0 ? 1 : 2));
+  }
+  void RopeTable(Tensor positions, Tensor inv_freq, float, Tensor cos, Tensor sin) override {
+    checks::RopeTable(positions, inv_freq, cos, sin);
+    Count(Bytes(positions) + Bytes(cos) + Bytes(sin));
+  }
+  void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection) override {
+    checks::Rope(x, head_dim, cos, sin, act_);
+    Count(2 * Bytes(x) + Bytes(cos) + Bytes(sin));
+  }
+  void Glu(Tensor gate_up, Activation, Tensor out) override {
+    checks::Glu(gate_up, out, act_);
+    Count(Bytes(gate_up) + Bytes(out));
+  }
+  void GluBackward(Tensor d_out, Tensor gate_up, Activation, Tensor d_gate_up) override {
+    checks::GluBackward(d_out, gate_up, d_gate_up, act_);
+    Count(Bytes(d_out) + Bytes(gate_up) + Bytes(d_gate_up));
+  }
+
+  void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
+                 Tensor lse) override {
+    checks::Attention(q, k, v, segments, shape, out, lse, act_);
+    counts_.attention_flops += 4 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
+    ++counts_.launches;
+  }
+  void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
+                         const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv) override {
+    checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, act_);
+    counts_.attention_flops += 10 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
+    ++counts_.launches;
+  }
+
+  void LogProb(Tensor logits, Tensor targets, const LogitTransform&, LogProbMode mode, Tensor log_probs) override {
+    checks::LogProb(logits, targets, log_probs, act_);
+    Count(Bytes(logits) * (mode == LogProbMode::kUnitGradient ? 2 : 1) + Bytes(targets) + Bytes(log_probs));
+  }
+  void SumSquares(Tensor x, Tensor out) override {
+    checks::SumSquares(x, out);
+    Count(Bytes(x));
+  }
+  void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step, const AdamWConstants&) override {
+    checks::AdamW(param, grad, m, v, sum_squares, step);
+    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v)) + Bytes(grad));
+  }
+
+ private:
+  void Count(double bytes) {
+    counts_.bytes += bytes;
+    ++counts_.launches;
+  }
+
+  BackendKind imitated_;
+  DType act_;
+  DryCounts counts_;
+};
+
+}  // namespace
+
+std::unique_ptr<DryOps> MakeDryOps(BackendKind imitated, DType activation_dtype) {
+  HONE_CHECK(imitated != BackendKind::kDry, "a dry run imitates a back end that computes");
+  return std::make_unique<DryOpsImpl>(imitated, activation_dtype);
+}
+
+}  // namespace hone
