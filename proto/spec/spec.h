@@ -3,8 +3,9 @@
 // spec.proto needs no code here unless it has a computed default or a rule that joins it to another field.
 // Not here: files and paths (the client makes them absolute and uploads data), memory plans, models, data.
 //
-// Errors are InvalidArgument; where one field is at fault its path ("optimizer.learning_rate") travels as a payload that
-// FieldOf() reads. Messages open with what is known of the place: "job.yaml:7:3: optimizer.learing_rate: unknown field; ...".
+// Errors are InvalidArgument; where one field is at fault its path ("optimizer.learning_rate") travels as a payload
+// that FieldOf() reads. Messages open with what is known of the place: "job.yaml:7:3: optimizer.learing_rate: unknown
+// field; ...".
 #pragma once
 
 #include <map>
@@ -38,7 +39,8 @@ struct SpecPositions {
 // single fields are checked; what needs defaults or other fields is ResolveSpec's. YAML null means "not set".
 absl::StatusOr<v1::JobSpec> SpecFromYaml(std::string_view yaml, std::string_view file_name,
                                          SpecPositions* positions = nullptr);
-// The same from strict JSON (RFC 8259); messages name the field, not the line. Also reads protobuf's own JSON enum names.
+// The same from strict JSON (RFC 8259); messages name the field, not the line. Also reads protobuf's own JSON enum
+// names.
 absl::StatusOr<v1::JobSpec> SpecFromJson(std::string_view json, std::string_view file_name = "spec");
 
 // `--set optimizer.learning_rate=5e-5`. Lists: "[a, b]" or "a,b"; messages: "{r: 8}"; an empty value or null unsets.
