@@ -1,0 +1,448 @@
+// Times the CUDA back end through Ops at the shapes of an 8B model and prints each as a share of ceilings measured in
+// the same run: a large bf16 product and a large device copy. Every figure is the median of 15 batches; a batch visits
+// enough buffers that at least 256 MB lie between two uses of the same bytes. Random data throughout. Shares of
+// "floor": the sum of the product's time at the GEMM ceiling and the other bytes' time at the copy ceiling, over the
+// measured time.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/arena.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "proto/base/status.h"
+
+namespace hone {
+namespace {
+
+constexpr Transpose kN = Transpose::kNo, kT = Transpose::kYes;
+constexpr int64_t kRotateBytes = 256 << 20;
+constexpr int kBatches = 15;
+
+uint64_t Next(uint64_t& state) {  // splitmix64
+  uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+class Bench {
+ public:
+  Bench(DType act, uint64_t bytes) {
+    auto opened = OpenCuda({.device = 0, .activation_dtype = act});
+    HONE_CHECK(opened.ok(), opened.status().message());
+    backend_ = *std::move(opened);
+    auto block = backend_->Reserve(bytes);
+    HONE_CHECK(block.ok(), block.status().message());
+    block_ = *std::move(block);
+    arena_ = std::make_unique<Arena>("bench", block_->data(), block_->size());
+    act_ = act;
+    HONE_CHECK(cudaEventCreate(&begin_) == cudaSuccess && cudaEventCreate(&end_) == cudaSuccess);
+    FillNoise();
+  }
+  ~Bench() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+
+  Ops& ops() { return backend_->ops(); }
+  Backend& backend() { return *backend_; }
+  Arena& arena() { return *arena_; }
+  DType act() const { return act_; }
+
+  // A matrix of noise in [-scale, scale).
+  Tensor Noise(DType dtype, int64_t rows, int64_t cols, int64_t pitch = 0, float scale = 1) {
+    Tensor t = arena_->AllocateTensor(dtype, rows, cols, pitch);
+    const int64_t width = t.pitch;  // the spare columns too
+    const Tensor whole{t.data, dtype, rows, width, width};
+    const int64_t chunk = std::max<int64_t>(1, noise_.cols / width);
+    for (int64_t row = 0; row < rows; row += chunk) {
+      const int64_t count = std::min(chunk, rows - row);
+      ops().Copy(Tensor{noise_.data, DType::kF32, count, width, width}, whole.Rows(row, count));
+    }
+    if (scale != 1) {
+      const Tensor factors = arena_->AllocateTensor(DType::kF32, 1, rows);
+      ops().Fill(factors, scale);
+      if (dtype == act_) ops().ScaleRows(whole, factors);
+    }
+    return t;
+  }
+  // Raw random bytes.
+  void* Bytes(int64_t bytes) {
+    const Tensor t = arena_->AllocateTensor(DType::kF32, 1, (bytes + 3) / 4);
+    for (int64_t at = 0; at < t.cols; at += noise_.cols) {
+      const int64_t count = std::min(noise_.cols, t.cols - at);
+      ops().Copy(bits_.Cols(0, count), t.Cols(at, count));
+    }
+    return t.data;
+  }
+
+  // Median microseconds of one call; `sets`: how many buffer sets call(i) rotates over.
+  double Time(int sets, const std::function<void(int)>& call) {
+    const cudaStream_t stream = static_cast<CudaOps&>(ops()).stream();
+    for (int i = 0; i < std::max(3, sets); ++i) call(i % sets);
+    std::vector<double> times;
+    const int calls = std::max(sets, 4);
+    for (int batch = 0; batch < kBatches; ++batch) {
+      cudaEventRecord(begin_, stream);
+      for (int i = 0; i < calls; ++i) call(i % sets);
+      cudaEventRecord(end_, stream);
+      HONE_CHECK(cudaEventSynchronize(end_) == cudaSuccess, "a kernel failed");
+      float milliseconds = 0;
+      cudaEventElapsedTime(&milliseconds, begin_, end_);
+      times.push_back(milliseconds * 1000.0 / calls);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+ private:
+  void FillNoise() {
+    constexpr int64_t kCount = int64_t{16} << 20;
+    noise_ = arena_->AllocateTensor(DType::kF32, 1, kCount);
+    bits_ = arena_->AllocateTensor(DType::kF32, 1, kCount);
+    std::vector<float> host(kCount);
+    uint64_t state = 1;
+    for (float& x : host) x = static_cast<float>(static_cast<int64_t>(Next(state)) >> 40) * 0x1p-23f;
+    ops().Upload(host.data(), noise_);
+    ops().Synchronize();
+    for (float& x : host) {
+      const uint32_t bits = static_cast<uint32_t>(Next(state) >> 32);
+      std::memcpy(&x, &bits, 4);
+    }
+    ops().Upload(host.data(), bits_);
+    ops().Synchronize();
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<MemoryBlock> block_;
+  std::unique_ptr<Arena> arena_;
+  DType act_ = DType::kBF16;
+  Tensor noise_, bits_;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+int SetsFor(int64_t bytes) {
+  return static_cast<int>(std::clamp<int64_t>((kRotateBytes + bytes - 1) / bytes + 1, 2, 64));
+}
+
+struct Ceilings {
+  double tflops = 0, gbps = 0;
+};
+
+void Row(const char* what, double us, double flops, double bytes, const Ceilings& c) {
+  const double floor_us = flops / (c.tflops * 1e6) + bytes / (c.gbps * 1e3);
+  std::printf("%-54s %10.1f us", what, us);
+  if (flops > 0) std::printf(" %7.1f TFLOP/s", flops / us / 1e6);
+  if (flops == 0) std::printf(" %7.0f GB/s   ", bytes / us / 1e3);
+  std::printf("  %5.1f%% of floor\n", 100 * floor_us / us);
+  std::fflush(stdout);
+}
+
+Ceilings Measure(Bench& bench) {
+  Ceilings c;
+  ArenaScope scope(bench.arena());
+  const DType act = bench.act();
+  struct Shape {
+    int64_t m, n, k;
+  };
+  for (const Shape s : {Shape{4096, 4096, 14336}, Shape{4096, 14336, 4096}, Shape{8192, 8192, 8192}}) {
+    if (act == DType::kF32 && s.m == 8192) continue;
+    ArenaScope inner(bench.arena());
+    const Tensor a = bench.Noise(act, s.m, s.k), b = bench.Noise(act, s.n, s.k);
+    const Tensor out = bench.arena().AllocateTensor(act, s.m, s.n);
+    const double us = bench.Time(1, [&](int) { bench.ops().Matmul(a, kN, b, kT, out); });
+    const double tflops = 2.0 * s.m * s.n * s.k / us / 1e6;
+    std::printf("ceiling: %s product %ld x %ld x %ld: %.1f TFLOP/s\n", act == DType::kF32 ? "fp32" : "bf16", s.m, s.n,
+                s.k, tflops);
+    c.tflops = std::max(c.tflops, tflops);
+  }
+  const int64_t bytes = int64_t{1} << 30;
+  const Tensor from = bench.arena().AllocateTensor(DType::kF32, 1, bytes / 4);
+  const Tensor to = bench.arena().AllocateTensor(DType::kF32, 1, bytes / 4);
+  bench.ops().Fill(from, 0.7f);
+  const cudaStream_t stream = static_cast<CudaOps&>(bench.ops()).stream();
+  const double driver =
+      bench.Time(1, [&](int) { cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice, stream); });
+  const double ours = bench.Time(1, [&](int) { bench.ops().Copy(from, to); });
+  std::printf("ceiling: copy of 1 GiB, read + write: driver %.0f GB/s, Ops::Copy %.0f GB/s\n",
+              2.0 * bytes / driver / 1e3, 2.0 * bytes / ours / 1e3);
+  c.gbps = 2.0 * bytes / std::min(driver, ours) / 1e3;
+  return c;
+}
+
+void BenchNorm(Bench& bench, const Ceilings& c, int64_t tokens, int64_t hidden) {
+  ArenaScope scope(bench.arena());
+  Ops& ops = bench.ops();
+  const int64_t size = BlockBytes(bench.act());
+  const int sets = SetsFor(2 * tokens * hidden * size);
+  std::vector<Tensor> x, y, rstd;
+  const Tensor w = bench.Noise(DType::kF32, 1, hidden);
+  for (int i = 0; i < sets; ++i) {
+    x.push_back(bench.Noise(bench.act(), tokens, hidden));
+    y.push_back(bench.Noise(bench.act(), tokens, hidden));
+    rstd.push_back(bench.arena().AllocateTensor(DType::kF32, tokens, 1));
+  }
+  const double bytes = static_cast<double>(tokens) * hidden * size;
+  const std::string shape = StrCat(" [", tokens, ", ", hidden, "]");
+  Row(StrCat("RmsNorm", shape).c_str(), bench.Time(sets, [&](int i) { ops.RmsNorm(x[i], w, 1e-5f, y[i], rstd[i]); }), 0,
+      2 * bytes, c);
+  std::vector<Tensor> dx;
+  for (int i = 0; i < sets; ++i) dx.push_back(bench.Noise(bench.act(), tokens, hidden));
+  Row(StrCat("RmsNormBackward", shape).c_str(),
+      bench.Time(sets, [&](int i) { ops.RmsNormBackward(y[i], x[i], w, rstd[i], dx[i], 0); }), 0, 3 * bytes, c);
+  Row(StrCat("RmsNormBackward, accumulating", shape).c_str(),
+      bench.Time(sets, [&](int i) { ops.RmsNormBackward(y[i], x[i], w, rstd[i], dx[i], 1); }), 0, 4 * bytes, c);
+}
+
+WeightView Weight(Bench& bench, DType dtype, int64_t rows, int64_t cols) {
+  WeightView w;
+  w.dtype = dtype, w.rows = rows, w.cols = cols;
+  w.data = bench.Bytes(static_cast<int64_t>(*StorageBytes(dtype, static_cast<uint64_t>(rows * cols))));
+  if (dtype == DType::kNf4) {
+    const int64_t blocks = rows * cols / kNf4BlockSize;
+    w.absmax_codes = static_cast<const uint8_t*>(bench.Bytes(blocks));
+    w.nested_code = bench.Noise(DType::kF32, 1, 256).as<float>();
+    w.nested_absmax = bench.Noise(DType::kF32, 1, (blocks + kNf4NestedBlockSize - 1) / kNf4NestedBlockSize).as<float>();
+    w.nested_offset = 0.5f;
+  }
+  return w;
+}
+
+double WeightBytes(const WeightView& w) {
+  const double elements = static_cast<double>(w.rows) * w.cols;
+  const double scales = w.dtype == DType::kNf4 ? elements / 64 + elements / 64 / 256 * 4 : 0;
+  return scales + static_cast<double>(*StorageBytes(w.dtype, static_cast<uint64_t>(w.rows * w.cols)));
+}
+
+void BenchDecode(Bench& bench, const Ceilings& c, const char* name, DType dtype, int64_t rows, int64_t cols,
+                 int64_t spare) {
+  ArenaScope scope(bench.arena());
+  const int sets = SetsFor(rows * cols * 2);
+  std::vector<WeightView> weights;
+  std::vector<Tensor> outs;
+  for (int i = 0; i < sets; ++i) {
+    weights.push_back(Weight(bench, dtype, rows, cols));
+    outs.push_back(bench.arena().AllocateTensor(bench.act(), rows, cols, cols + spare));
+  }
+  const double us = bench.Time(sets, [&](int i) { bench.ops().DecodeWeight(weights[i], outs[i]); });
+  const double bytes = WeightBytes(weights[0]) + static_cast<double>(rows) * cols * BlockBytes(bench.act());
+  Row(StrCat("DecodeWeight ", name, " [", rows, ", ", cols, "] pitch +", spare).c_str(), us, 0, bytes, c);
+}
+
+// The linear of DESIGN.md with its adapter folded in: y = [x | s x A^T] [W | B]^T; dX = [dY | s dY B] [W ; A];
+// dA = (s dY B)^T x; dB = dY^T (s x A^T).
+void BenchLinear(Bench& bench, const Ceilings& c, int64_t m, int64_t n, int64_t k, int64_t r) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  const DType act = bench.act();
+  const int64_t spare = ops.AdapterColumns(r), size = BlockBytes(act);
+  constexpr int kSets = 3;
+  std::vector<WeightView> weights;
+  std::vector<Tensor> xs, ys;
+  for (int i = 0; i < kSets; ++i) {
+    weights.push_back(Weight(bench, DType::kNf4, n, k));
+    xs.push_back(bench.Noise(act, m, k + spare));
+    ys.push_back(bench.Noise(act, m, n + spare));
+  }
+  const Tensor scratch = bench.arena().AllocateTensor(act, n + spare, k + spare);
+  ops.Fill(scratch, 0);
+  const Tensor a = bench.Noise(DType::kF32, r, k), b = bench.Noise(DType::kF32, n, r);
+  const Tensor da = bench.arena().AllocateTensor(DType::kF32, r, k),
+               db = bench.arena().AllocateTensor(DType::kF32, n, r);
+  const Tensor a_rows = scratch.Sub(n, r, 0, k), b_cols = scratch.Sub(0, n, k, r);
+  const auto decode = [&](int i) {
+    ops.DecodeWeight(weights[i], scratch.Sub(0, n, 0, k));
+    ops.Copy(a, a_rows);
+    ops.Copy(b, b_cols);
+  };
+  const auto forward = [&](int i) {
+    const Tensor x = xs[i].Cols(0, k);
+    ops.Matmul(x, kN, a_rows, kT, xs[i].Cols(k, r), 2.0f, 0);
+    ops.Matmul(xs[i], kN, scratch.Rows(0, n), kT, ys[i].Cols(0, n));
+  };
+  const auto backward = [&](int i) {
+    const Tensor dy = ys[i].Cols(0, n);
+    ops.Matmul(dy, kN, b_cols, kN, ys[i].Cols(n, r), 2.0f, 0);
+    ops.Matmul(ys[i], kN, scratch.Cols(0, k), kN, xs[i].Cols(0, k));
+  };
+  const auto gradients = [&](int i) {
+    ops.Matmul(ys[i].Cols(n, r), kT, xs[i].Cols(0, k), kN, da, 1, 1);
+    ops.Matmul(ys[i].Cols(0, n), kT, xs[i].Cols(k, r), kN, db, 1, 1);
+  };
+  const double gemm = 2.0 * m * n * k, decode_bytes = WeightBytes(weights[0]) + static_cast<double>(n) * k * size;
+  const std::string shape = StrCat(" ", m, " x ", k, " -> ", n, ", r ", r);
+  const double plain = bench.Time(
+      kSets, [&](int i) { ops.Matmul(xs[i].Cols(0, k), kN, scratch.Sub(0, n, 0, k), kT, ys[i].Cols(0, n)); });
+  Row(StrCat("  base product alone", shape).c_str(), plain, gemm, 0, c);
+  Row(StrCat("  decode + A, B into the spare", shape).c_str(), bench.Time(kSets, decode), 0, decode_bytes, c);
+  const double skinny_bytes = static_cast<double>(m) * k * size;
+  Row(StrCat("  x A^T", shape).c_str(),
+      bench.Time(kSets, [&](int i) { ops.Matmul(xs[i].Cols(0, k), kN, a_rows, kT, xs[i].Cols(k, r), 2.0f, 0); }), 0,
+      skinny_bytes, c);
+  Row(StrCat("folded linear forward", shape).c_str(), bench.Time(kSets, [&](int i) { decode(i), forward(i); }), gemm,
+      decode_bytes, c);
+  Row(StrCat("folded linear backward, dX", shape).c_str(), bench.Time(kSets, [&](int i) { decode(i), backward(i); }),
+      gemm, decode_bytes, c);
+  const double read_both = static_cast<double>(m) * (k + n) * size;
+  Row(StrCat("dA, dB in fp32", shape).c_str(), bench.Time(kSets, gradients), 0, read_both, c);
+}
+
+void BenchHead(Bench& bench, const Ceilings& c, int64_t m, int64_t hidden, int64_t vocab) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  const DType act = bench.act();
+  const double size = BlockBytes(act);
+  const Tensor w = bench.Noise(act, vocab, hidden, 0, 0.05f), h = bench.Noise(act, m, hidden),
+               dh = bench.Noise(act, m, hidden);
+  const Tensor logits = bench.Noise(act, m, vocab), log_probs = bench.arena().AllocateTensor(DType::kF32, 1, m);
+  std::vector<int32_t> ids(static_cast<size_t>(m));
+  uint64_t state = 5;
+  for (int32_t& id : ids) id = static_cast<int32_t>(Next(state) % static_cast<uint64_t>(vocab));
+  const Tensor targets = bench.arena().AllocateTensor(DType::kI32, 1, m);
+  ops.Upload(ids.data(), targets);
+  ops.Synchronize();
+  const std::string shape = StrCat(" ", m, " x ", hidden, " -> ", vocab);
+  const double logit_bytes = size * m * vocab, gemm = 2.0 * m * hidden * vocab;
+  Row(StrCat("  LogProb, log p only", shape).c_str(),
+      bench.Time(1, [&](int) { ops.LogProb(logits, targets, {}, LogProbMode::kLogProbOnly, log_probs); }), 0,
+      logit_bytes, c);
+  Row(StrCat("  LogProb, unit gradient", shape).c_str(),
+      bench.Time(1, [&](int) { ops.LogProb(logits, targets, {}, LogProbMode::kUnitGradient, log_probs); }), 0,
+      2 * logit_bytes, c);
+  Row(StrCat("  head product", shape).c_str(), bench.Time(1, [&](int) { ops.Matmul(h, kN, w, kT, logits); }), gemm, 0,
+      c);
+  Row(StrCat("  head product, dH", shape).c_str(), bench.Time(1, [&](int) { ops.Matmul(logits, kN, w, kN, dh); }), gemm,
+      0, c);
+  Row(StrCat("head chunk, unit mode", shape).c_str(),
+      bench.Time(1,
+                 [&](int) {
+                   ops.Matmul(h, kN, w, kT, logits);
+                   ops.LogProb(logits, targets, {}, LogProbMode::kUnitGradient, log_probs);
+                   ops.Matmul(logits, kN, w, kN, dh);
+                 }),
+      2 * gemm, 2 * logit_bytes, c);
+}
+
+void BenchElementwise(Bench& bench, const Ceilings& c, int64_t tokens) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  const DType act = bench.act();
+  const double size = BlockBytes(act);
+  constexpr int64_t kFf = 14336, kHidden = 4096, kHeadDim = 128;
+  constexpr int kSets = 3;
+  std::vector<Tensor> gate_up, out;
+  for (int i = 0; i < kSets; ++i) {
+    gate_up.push_back(bench.Noise(act, tokens, 2 * kFf));
+    out.push_back(bench.Noise(act, tokens, kFf));
+  }
+  const double ff_bytes = size * tokens * kFf, h_bytes = size * tokens * kHidden;
+  Row(StrCat("Glu silu [", tokens, ", ", kFf, "]").c_str(),
+      bench.Time(kSets, [&](int i) { ops.Glu(gate_up[i], Activation::kSilu, out[i]); }), 0, 3 * ff_bytes, c);
+  Row(StrCat("GluBackward silu, in place [", tokens, ", ", kFf, "]").c_str(),
+      bench.Time(kSets, [&](int i) { ops.GluBackward(out[i], gate_up[i], Activation::kSilu, gate_up[i]); }), 0,
+      5 * ff_bytes, c);
+  const int sets = SetsFor(static_cast<int64_t>(h_bytes));
+  std::vector<Tensor> x, y;
+  for (int i = 0; i < sets; ++i) {
+    x.push_back(bench.Noise(act, tokens, kHidden));
+    y.push_back(bench.Noise(act, tokens, kHidden));
+  }
+  Row(StrCat("Add [", tokens, ", ", kHidden, "]").c_str(), bench.Time(sets, [&](int i) { ops.Add(x[i], y[i]); }), 0,
+      3 * h_bytes, c);
+  const Tensor cos = bench.Noise(DType::kF32, tokens, kHeadDim / 2),
+               sin = bench.Noise(DType::kF32, tokens, kHeadDim / 2);
+  Row(StrCat("Rope [", tokens, ", ", kHidden, "]").c_str(),
+      bench.Time(sets, [&](int i) { ops.Rope(x[i], kHeadDim, cos, sin, RopeDirection::kForward); }), 0, 2 * h_bytes, c);
+}
+
+void BenchOptimizer(Bench& bench, const Ceilings& c) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  const int64_t count = int64_t{42} << 20;  // LoRA r = 16 on an 8B
+  const Tensor p = bench.Noise(DType::kF32, 1, count), g = bench.Noise(DType::kF32, 1, count);
+  const Tensor m = bench.Noise(DType::kF32, 1, count), v = bench.Noise(DType::kF32, 1, count);
+  ops.Fill(v, 1.0f);
+  const Tensor sum = bench.arena().AllocateTensor(DType::kF32, 1, 1),
+               step = bench.arena().AllocateTensor(DType::kF32, 1, 4);
+  ops.Fill(step, 0.001f);
+  Row("SumSquares of 42 Mi", bench.Time(2, [&](int i) { ops.SumSquares(i == 0 ? g : m, sum); }), 0, 4.0 * count, c);
+  Row("AdamW of 42 Mi", bench.Time(1, [&](int) { ops.AdamW(p, g, m, v, sum, step, {}); }), 0, 28.0 * count, c);
+}
+
+void BenchAttention(Bench& bench, int64_t documents, int64_t length) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  const DType act = bench.act();
+  constexpr int64_t kHeads = 32, kKvHeads = 8, kDim = 128;
+  const int64_t tokens = documents * length;
+  std::vector<Segment> host;
+  for (int64_t i = 0; i < documents; ++i) {
+    const int32_t at = static_cast<int32_t>(i * length), n = static_cast<int32_t>(length);
+    host.push_back({at, n, at, n, 0, 0});
+  }
+  Segments segments;
+  segments.host = host;
+  segments.device = bench.arena().AllocateTensor(DType::kI32, documents, 6);
+  ops.Upload(host.data(), segments.device);
+  ops.Synchronize();
+  const AttentionShape shape{.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kDim, .scale = 0.088388f};
+  const Tensor q = bench.Noise(act, tokens, kHeads * kDim), k = bench.Noise(act, tokens, kKvHeads * kDim);
+  const Tensor v = bench.Noise(act, tokens, kKvHeads * kDim), out = bench.Noise(act, tokens, kHeads * kDim);
+  const Tensor d_out = bench.Noise(act, tokens, kHeads * kDim), dq = bench.Noise(act, tokens, kHeads * kDim);
+  const Tensor dk = bench.Noise(act, tokens, kKvHeads * kDim), dv = bench.Noise(act, tokens, kKvHeads * kDim);
+  const Tensor lse = bench.arena().AllocateTensor(DType::kF32, tokens, kHeads);
+  const Tensor delta = bench.arena().AllocateTensor(DType::kF32, tokens, kHeads);
+  const double pairs = 0.5 * length * (length + 1) * documents * kHeads;
+  const double fwd = bench.Time(1, [&](int) { ops.Attention(q, k, v, segments, shape, out, lse); });
+  const double bwd =
+      bench.Time(1, [&](int) { ops.AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv); });
+  std::printf("Attention (plain kernel) %ld x %ld, 32/8 heads, d 128: forward %.1f, backward %.1f TFLOP/s\n", documents,
+              length, 4.0 * kDim * pairs / fwd / 1e6, 10.0 * kDim * pairs / bwd / 1e6);
+}
+
+void Run(DType act) {
+  const bool bf16 = act == DType::kBF16;
+  size_t free_before = 0, free_after = 0, total = 0;
+  cudaMemGetInfo(&free_before, &total);
+  Bench bench(act, uint64_t{12} << 30);
+  cudaMemGetInfo(&free_after, &total);
+  std::printf("\n== %s, %s ==\n", bench.backend().name().c_str(), bf16 ? "bf16" : "fp32");
+  const Ceilings c = Measure(bench);
+  const int64_t tokens = bf16 ? 8192 : 4096;
+  BenchNorm(bench, c, tokens, 4096);
+  BenchNorm(bench, c, tokens, 576);
+  BenchDecode(bench, c, "nf4", DType::kNf4, 14336, 4096, 64);
+  BenchDecode(bench, c, "nf4", DType::kNf4, 4096, 14336, 64);
+  BenchDecode(bench, c, "q4_1", DType::kQ4_1, 14336, 4096, 64);
+  BenchDecode(bench, c, "q8_0", DType::kQ8_0, 14336, 4096, 64);
+  BenchLinear(bench, c, bf16 ? 4096 : 2048, 14336, 4096, 16);
+  BenchLinear(bench, c, bf16 ? 4096 : 2048, 4096, 14336, 16);
+  if (bf16) BenchLinear(bench, c, 4096, 28672, 4096, 16);
+  BenchHead(bench, c, bf16 ? 2048 : 512, 4096, 128256);
+  BenchElementwise(bench, c, bf16 ? 8192 : 2048);
+  BenchOptimizer(bench, c);
+  if (bf16) BenchAttention(bench, 4, 2048);
+  std::printf("products that cuBLASLt declined: %ld\n", static_cast<CudaOps&>(bench.ops()).plain_matmuls());
+}
+
+}  // namespace
+}  // namespace hone
+
+int main() {
+  try {
+    hone::Run(hone::DType::kBF16);
+    hone::Run(hone::DType::kF32);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+  return 0;
+}
