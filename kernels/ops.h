@@ -15,6 +15,9 @@
 namespace hone {
 
 enum class BackendKind : uint8_t { kCpu, kCuda, kDry };
+constexpr const char* BackendKindName(BackendKind kind) {
+  return kind == BackendKind::kCpu ? "cpu" : kind == BackendKind::kCuda ? "cuda" : "dry";
+}
 enum class Activation : uint8_t { kSilu, kGelu /* erf */, kGeluTanh };
 enum class Transpose : uint8_t { kNo, kYes };
 enum class RopeDirection : uint8_t { kForward, kBackward };

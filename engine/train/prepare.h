@@ -1,0 +1,32 @@
+// A spec made ready: model opened, rows read and made into examples, steps counted. What validate, plan and train share.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/data/dataset.h"
+#include "engine/data/order.h"
+#include "engine/io/model_files.h"
+#include "engine/objective/objective.h"
+#include "hone/v1/spec.pb.h"
+
+namespace hone {
+
+struct PreparedRun {
+  v1::JobSpec spec;  // resolved, and now also run.max_steps, run.save_steps, model-dependent fields
+  std::unique_ptr<ModelFiles> files;
+  std::unique_ptr<Tokenizer> tokenizer;       // null: pre-tokenised rows and no tokenizer
+  std::unique_ptr<ChatTemplate> chat_template;  // null: none
+  std::vector<Row> rows;  // train rows, then those of data.eval
+  TrainEvalData data;
+  ObjectiveNeeds needs;
+  int64_t steps = 0;
+
+  BatchOrder Order() const;
+  int64_t kl_group_size() const;
+};
+
+absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec);
+
+}  // namespace hone

@@ -1,0 +1,127 @@
+#include "engine/train/session.h"
+
+#include "engine/io/model_files.h"
+#include "proto/base/status.h"
+
+namespace hone {
+namespace {
+
+absl::StatusOr<Arena> ReserveArena(Backend& backend, const char* name, uint64_t bytes,
+                                   std::vector<std::unique_ptr<MemoryBlock>>& blocks) {
+  if (bytes == 0) return Arena(name, nullptr, 0);
+  auto block = backend.Reserve(bytes);
+  if (!block.ok()) {
+    return ResourceExhausted("reserving ", bytes, " bytes for ", name, ": ", block.status().message(),
+                             "; somebody else took memory since the plan was made, or memory.vram_budget is too large");
+  }
+  Arena arena(name, (*block)->data(), bytes);
+  blocks.push_back(*std::move(block));
+  return arena;
+}
+
+}  // namespace
+
+ArenaSet ArenaSet::Dry() {
+  return {Arena::Dry("weights"),   Arena::Dry("adapter"), Arena::Dry("gradients"),
+          Arena::Dry("optimizer"), Arena::Dry("saved"),   Arena::Dry("scratch"), {}, 0};
+}
+
+absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes& bytes) {
+  std::vector<std::unique_ptr<MemoryBlock>> blocks;
+  HONE_ASSIGN_OR_RETURN(Arena weights, ReserveArena(backend, "weights", bytes.weights(), blocks));
+  HONE_ASSIGN_OR_RETURN(Arena adapter, ReserveArena(backend, "adapter", bytes.adapter(), blocks));
+  HONE_ASSIGN_OR_RETURN(Arena gradients, ReserveArena(backend, "gradients", bytes.gradients(), blocks));
+  HONE_ASSIGN_OR_RETURN(Arena optimizer, ReserveArena(backend, "optimizer", bytes.optimizer(), blocks));
+  HONE_ASSIGN_OR_RETURN(Arena saved, ReserveArena(backend, "saved", bytes.saved(), blocks));
+  HONE_ASSIGN_OR_RETURN(Arena scratch, ReserveArena(backend, "scratch", bytes.scratch(), blocks));
+  return ArenaSet{weights, adapter, gradients, optimizer, saved, scratch, std::move(blocks), bytes.context()};
+}
+
+v1::PlanBytes ArenaSet::HighWater() const {
+  v1::PlanBytes bytes;
+  bytes.set_weights(weights.high_water());
+  bytes.set_adapter(adapter.high_water());
+  bytes.set_gradients(gradients.high_water());
+  bytes.set_optimizer(optimizer.high_water());
+  bytes.set_saved(saved.high_water());
+  bytes.set_scratch(scratch.high_water());
+  bytes.set_context(context_bytes);
+  bytes.set_total(bytes.weights() + bytes.adapter() + bytes.gradients() + bytes.optimizer() + bytes.saved() +
+                  bytes.scratch() + bytes.context());
+  return bytes;
+}
+
+v1::MemoryUse ArenaSet::Use() const {
+  v1::MemoryUse use;
+  for (const Arena* arena : {&weights, &adapter, &gradients, &optimizer, &saved, &scratch}) {
+    v1::ArenaUse* row = use.add_arenas();
+    row->set_name(arena->name());
+    row->set_planned_bytes(arena->capacity());
+    row->set_actual_bytes(arena->high_water());
+  }
+  v1::ArenaUse* context = use.add_arenas();
+  context->set_name("context");
+  context->set_planned_bytes(context_bytes);
+  context->set_actual_bytes(context_bytes);
+  return use;
+}
+
+absl::StatusOr<LoraConfig> LoraConfigFromSpec(const v1::LoraSpec& spec) {
+  LoraConfig config;
+  config.r = spec.r();
+  config.alpha = spec.lora_alpha();
+  config.use_rslora = spec.use_rslora();
+  config.layers.assign(spec.layers_to_transform().begin(), spec.layers_to_transform().end());
+  for (const std::string& name : spec.target_modules()) {
+    if (name == "all-linear") continue;  // empty: all
+    bool known = false;
+    for (int kind = 0; kind < kLinearKinds; ++kind) {
+      if (LinearShortName(static_cast<LinearKind>(kind)) != name) continue;
+      config.targets.push_back(static_cast<LinearKind>(kind));
+      known = true;
+    }
+    if (!known) return InvalidArgument("adapter.lora.target_modules: '", name, "' is not a linear of this model");
+  }
+  return config;
+}
+
+absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFiles& files, const SessionOptions& options,
+                                                                   Ops& ops, ArenaSet& arenas,
+                                                                   const Model::LoadProgress& progress) {
+  HONE_ASSIGN_OR_RETURN(LoraLayout layout, LoraLayout::Create(files.config(), options.lora));
+  std::unique_ptr<TrainSession> session(new TrainSession(ops, arenas, options, std::move(layout)));
+  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, options.quantization, ops, arenas.weights, progress));
+  const int64_t elements = session->layout_.elements();
+  session->lora_.layout = &session->layout_;
+  session->lora_.values = arenas.adapter.AllocateTensor(DType::kF32, 1, elements);
+  session->lora_.gradients = arenas.gradients.AllocateTensor(DType::kF32, 1, elements);
+  session->optimizer_ = std::make_unique<AdamWOptimizer>(ops, options.optimizer, elements, arenas.optimizer);
+  session->decoder_ = std::make_unique<Decoder>(ops, *session->model_, &session->lora_, options.decoder);
+  return session;
+}
+
+void TrainSession::LogProbs(const PackedBatch& batch, AdapterMode mode, std::span<float> log_probs) {
+  decoder_->LogProbs(batch, options_.limits.forward, mode, arenas_.scratch, log_probs);
+}
+
+void TrainSession::ForwardBackward(const PackedBatch& batch, const Decoder::Coefficients& coefficients) {
+  decoder_->ForwardBackward(batch, options_.limits.train, {&arenas_.saved, &arenas_.scratch}, coefficients);
+}
+
+double TrainSession::OptimizerStep(int64_t step, double learning_rate) {
+  optimizer_->Step(lora_.values, lora_.gradients, step, learning_rate);
+  return optimizer_->GradientNorm();
+}
+
+std::vector<float> TrainSession::Download(Tensor flat) {
+  std::vector<float> host(flat.elements());
+  ops_.Download(flat, host.data());
+  return host;
+}
+
+void TrainSession::Upload(std::span<const float> host, Tensor flat) {
+  HONE_CHECK(static_cast<int64_t>(host.size()) == flat.elements());
+  ops_.Upload(host.data(), flat);
+}
+
+}  // namespace hone
