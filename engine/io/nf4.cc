@@ -36,8 +36,8 @@ float LargestMagnitude(const float* values, uint64_t count) {
   return largest;
 }
 
-// Each half decade has 2^i values at the middles of equal steps from 0.1 to 1, times 10^(i - 6), of both signs; then 0 and 1.
-// Sums in double as numpy makes them, rounded to fp32 once per value.
+// Decade i has 2^i values of both signs: the middles of equal steps from 0.1 to 1, times 10^(i - 6); then 0 and 1. All in
+// fp32, in the order in which torch computes it, since checkpoints hold these very bits.
 std::array<float, 256> MakeDynamicMap() {
   std::array<float, 256> map{};
   size_t count = 0;

@@ -5,7 +5,7 @@
 //
 // Provenance: every string remembers, byte by byte, whether it came from the `content` of a message whose role is
 // "assistant", through concatenation, slices, strip, split, join, replace, case changes and the other filters. Only text
-// survives: a content that the template turns into JSON or a number is no longer known as the assistant's.
+// survives: a content that the template turns into a number is no longer known as the assistant's.
 //
 // Errors (INVALID_ARGUMENT) give the line of the template: syntax, unknown names of filters, tests or methods, undefined
 // values used as strings, raise_exception's message; RESOURCE_EXHAUSTED for a template that loops or grows past the bounds.
@@ -31,17 +31,24 @@ struct ByteSpan {
 struct RenderRequest {
   nlohmann::ordered_json messages;   // array of {"role", "content", ...}
   nlohmann::ordered_json tools;      // null or array
-  nlohmann::ordered_json variables;  // further template variables, object or null; `strftime_now` here may be a date as text
+  nlohmann::ordered_json variables;  // further template variables, object or null; `strftime_now` here is a date as text
                                      // ("2025-01-31" or "2025-01-31T12:00:00") that stands in for the clock
   bool add_generation_prompt = false;
 };
 
+// A trained span and the index of the message whose content it is.
+struct TurnSpan {
+  ByteSpan bytes;
+  int32_t message = 0;
+};
+
 struct RenderedChat {
   std::string text;
-  // What is trained: assistant content and the end-of-turn after it (template text up to and including its first special
-  // token, or up to where the next turn's content begins or the text ends if no special token comes before), ascending,
-  // merged where they touch.
+  // What is trained: assistant content and the end-of-turn after it (the template's own text up to and including its first
+  // special token; nothing if other data or the end of the text comes before one), ascending, merged where they touch. Template
+  // text between two pieces of one content is trained too, unless a special token ends the turn there.
   std::vector<ByteSpan> trained;
+  std::vector<TurnSpan> turns;  // the same, not merged across messages
 };
 
 struct TemplateTokens {

@@ -180,8 +180,7 @@ Evaluator::Flow Evaluator::RunIf(const Stmt& stmt) {
 }
 
 Evaluator::Flow Evaluator::RunFor(const Stmt& stmt) {
-  RunLoop(stmt, Eval(*stmt.expr), 0);
-  return Flow::kNext;
+  return RunLoop(stmt, Eval(*stmt.expr), 0);
 }
 
 ListPtr Evaluator::LoopItems(const Stmt& stmt, const Value& iterable) {
@@ -198,7 +197,8 @@ ListPtr Evaluator::LoopItems(const Stmt& stmt, const Value& iterable) {
   return std::make_shared<const List>(std::move(kept));
 }
 
-void Evaluator::RunLoop(const Stmt& stmt, const Value& iterable, int depth) {
+// A break or continue in the else part is the enclosing loop's.
+Evaluator::Flow Evaluator::RunLoop(const Stmt& stmt, const Value& iterable, int depth) {
   budget_->Spend(16);
   loops_.push_back(std::make_unique<LoopState>());
   LoopState* loop = loops_.back().get();
@@ -219,11 +219,10 @@ void Evaluator::RunLoop(const Stmt& stmt, const Value& iterable, int depth) {
     Assign(*stmt.target, items->items[i]);
     broken = RunBody(stmt.body) == Flow::kBreak;
   }
-  if (items->items.empty()) {
-    ScopeGuard scope(this, loop->scope);
-    RunBody(stmt.else_body);
-  }
   loop->items = nullptr;
+  if (!items->items.empty()) return Flow::kNext;
+  ScopeGuard scope(this, loop->scope);
+  return RunBody(stmt.else_body);
 }
 
 void Evaluator::RunSet(const Stmt& stmt) {

@@ -71,7 +71,7 @@ class Evaluator {
   Flow Run(const Stmt& stmt);
   Flow RunIf(const Stmt& stmt);
   Flow RunFor(const Stmt& stmt);
-  void RunLoop(const Stmt& stmt, const Value& iterable, int depth);
+  Flow RunLoop(const Stmt& stmt, const Value& iterable, int depth);
   ListPtr LoopItems(const Stmt& stmt, const Value& iterable);
   void RunSet(const Stmt& stmt);
   void RunMacro(const Stmt& stmt);

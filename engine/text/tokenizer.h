@@ -54,7 +54,7 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // add_special_tokens: run the post-processor's template (BOS, EOS). Special tokens written in the text are always read as
-  // such. Fails on invalid UTF-8, with the byte offset, and on text of 2^31 bytes or more.
+  // such. Fails on invalid UTF-8, with the byte offset, and on text of more than 256 MiB.
   absl::StatusOr<Encoding> Encode(std::string_view text, bool add_special_tokens) const;
   // Never fails: an id outside the vocabulary, and bytes that are not UTF-8, read as U+FFFD.
   std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;

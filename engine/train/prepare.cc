@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "proto/base/sha256.h"
 #include "proto/base/status.h"
 #include "proto/spec/spec.h"
 
@@ -56,6 +57,15 @@ BatchOrder PreparedRun::Order() const {
 }
 
 int64_t PreparedRun::kl_group_size() const { return spec.objective().kto().kl_group_size(); }
+
+std::string SpecIdentity(v1::JobSpec spec) {
+  spec.clear_export_();
+  spec.clear_name();
+  spec.mutable_model()->clear_source();
+  spec.mutable_data()->clear_train();
+  spec.mutable_data()->clear_eval();
+  return Sha256Hex(CanonicalSpecBytes(spec));
+}
 
 absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec) {
   PreparedRun run;

@@ -27,6 +27,10 @@ struct PreparedRun {
   int64_t kl_group_size() const;
 };
 
+// A digest of what a spec says of the run: a folder's run may be resumed only by an equal one. Where files lie, the name and the
+// exports do not matter; what is in the files the checkpoint's own digests see to.
+std::string SpecIdentity(v1::JobSpec spec);
+
 absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec);
 
 }  // namespace hone

@@ -117,7 +117,7 @@ absl::Status Trainer::Resume() {
     event.set_warning(StrCat("checkpoint damaged and skipped: ", damaged));
     events_.Emit(event);
   }
-  const std::string spec_digest = Sha256Hex(CanonicalSpecBytes(run_.spec));
+  const std::string spec_digest = SpecIdentity(run_.spec);
   if (!search.newest.has_value()) {
     const std::vector<float> initial = InitialLoraValues(session_->layout(), run_.spec.run().seed());
     session_->Upload(initial, session_->lora().values);
@@ -286,7 +286,7 @@ absl::Status Trainer::Checkpoint(int64_t steps_done) {
   const std::vector<float> v = session_->Download(session_->optimizer().v());
   const CheckpointPart parts[] = {{"adapter.bin", Bytes(values)}, {"adamw_m.bin", Bytes(m)}, {"adamw_v.bin", Bytes(v)}};
   const nlohmann::json state = {{"step", steps_done},
-                                {"spec_sha256", Sha256Hex(CanonicalSpecBytes(run_.spec))},
+                                {"spec_sha256", SpecIdentity(run_.spec)},
                                 {"data_sha256", DatasetDigest(run_.data.train)},
                                 {"model_digest", run_.files->digest()}};
   HONE_ASSIGN_OR_RETURN(const std::string folder, SaveCheckpoint(Path("checkpoints"), steps_done, state, parts));

@@ -101,14 +101,45 @@ absl::Status InferenceSession::EnsureCache(const GenerationLimits& limits) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<float>> InferenceSession::Score(const std::vector<int32_t>& ids, AdapterMode mode) {
-  const auto count = static_cast<int64_t>(ids.size());
-  if (count == 0) return InvalidArgument("ids: give at least one token");
-  for (int64_t i = 0; i < count; ++i) {
+absl::Status InferenceSession::CheckIds(std::span<const int32_t> ids, const std::string& what) const {
+  if (ids.empty()) return InvalidArgument(what, ": give at least one token");
+  for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= config().vocab_size) {
-      return InvalidArgument("ids[", i, "]: ", ids[i], " is not a token; the vocabulary has ", config().vocab_size);
+      return InvalidArgument(what, "[", i, "]: ", ids[i], " is not a token; the vocabulary has ", config().vocab_size);
     }
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<float>> InferenceSession::Logits(const std::vector<int32_t>& ids, AdapterMode mode) {
+  HONE_RETURN_IF_ERROR(CheckIds(ids, "ids"));
+  const auto count = static_cast<int64_t>(ids.size());
+  PackedBatch batch;
+  AppendDocument(batch, ids.data(), count);
+  std::vector<int32_t> rows(count);
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i] = static_cast<int32_t>(i);
+    batch.logit_rows.push_back(rows[i]);
+    batch.targets.push_back(0);
+  }
+  GenerationLimits cache;
+  cache.batch = 1;
+  cache.context = count;
+  HONE_RETURN_IF_ERROR(EnsureCache(cache));
+  const BatchLimits limits{count, count, 1};
+  std::vector<float> logits;
+  HONE_ASSIGN_OR_RETURN(const uint64_t bytes, DryScratch([&](Decoder& decoder, Arena& scratch) {
+    std::vector<float> unused;
+    decoder.Logits(batch, limits, rows, cache_, mode, scratch, unused);
+  }));
+  HONE_RETURN_IF_ERROR(EnsureScratch(bytes));
+  decoder_->Logits(batch, limits, rows, cache_, mode, scratch_, logits);
+  return logits;
+}
+
+absl::StatusOr<std::vector<float>> InferenceSession::Score(const std::vector<int32_t>& ids, AdapterMode mode) {
+  HONE_RETURN_IF_ERROR(CheckIds(ids, "ids"));
+  const auto count = static_cast<int64_t>(ids.size());
   PackedBatch batch;
   AppendDocument(batch, ids.data(), count);
   for (int64_t i = 0; i + 1 < count; ++i) {
@@ -139,11 +170,7 @@ absl::StatusOr<std::vector<FinishReason>> InferenceSession::Run(std::span<const 
       return InvalidArgument("request ", r, ": ", request.prompt.size(), " prompt tokens and max_new_tokens ",
                              request.sampling.max_new_tokens, " exceed the model's context of ", config().max_position);
     }
-    for (int32_t id : request.prompt) {
-      if (id < 0 || id >= config().vocab_size) {
-        return InvalidArgument("request ", r, ": ", id, " is not a token; the vocabulary has ", config().vocab_size);
-      }
-    }
+    HONE_RETURN_IF_ERROR(CheckIds(request.prompt, StrCat("request ", r, ": prompt")));
     limits.context = std::max(limits.context, context);
   }
   HONE_RETURN_IF_ERROR(EnsureCache(limits));

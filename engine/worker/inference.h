@@ -24,6 +24,8 @@ class InferenceSession {
                                                                 WeightQuantization quantization = WeightQuantization::kNone);
   // log p of each token after the first, given those before it.
   absl::StatusOr<std::vector<float>> Score(const std::vector<int32_t>& ids, AdapterMode mode = AdapterMode::kOn);
+  // Raw logits of every position, [ids, vocab] row after row.
+  absl::StatusOr<std::vector<float>> Logits(const std::vector<int32_t>& ids, AdapterMode mode = AdapterMode::kOn);
   absl::StatusOr<std::vector<FinishReason>> Run(std::span<const GenerationRequest> requests, AdapterMode mode,
                                                 const OnToken& on_token);
   const DecoderConfig& config() const { return model_->config(); }
@@ -31,6 +33,7 @@ class InferenceSession {
 
  private:
   explicit InferenceSession(Backend& backend) : backend_(backend) {}
+  absl::Status CheckIds(std::span<const int32_t> ids, const std::string& what) const;
   absl::Status EnsureScratch(uint64_t bytes);
   absl::Status EnsureCache(const GenerationLimits& limits);
   template <typename Work>

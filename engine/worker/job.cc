@@ -1,0 +1,243 @@
+#include "engine/worker/job.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/data/report.h"
+#include "engine/plan/cards.h"
+#include "engine/plan/planner.h"
+#include "engine/worker/exports.h"
+#include "google/protobuf/util/json_util.h"
+#include "proto/base/file.h"
+#include "proto/base/json.h"
+#include "proto/base/sha256.h"
+#include "proto/base/status.h"
+#include "proto/spec/message_json.h"
+#include "proto/spec/spec.h"
+
+namespace hone {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string AbsolutePath(const std::string& path) {
+  if (path.starts_with("random:")) return "random:" + AbsolutePath(path.substr(7));
+  std::error_code ignored;
+  return fs::absolute(path, ignored).lexically_normal().string();
+}
+
+class FolderLock {
+ public:
+  static absl::StatusOr<std::unique_ptr<FolderLock>> Take(const std::string& folder) {
+    HONE_RETURN_IF_ERROR(MakeDirectories(folder));
+    const std::string path = folder + "/.lock";
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+    if (fd < 0) return FailedPrecondition(path, ": cannot be opened: ", std::strerror(errno));
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      ::close(fd);
+      return FailedPrecondition(folder, ": another process trains there; wait for it or choose another folder");
+    }
+    return std::unique_ptr<FolderLock>(new FolderLock(fd));
+  }
+  ~FolderLock() { ::close(fd_); }
+
+ private:
+  explicit FolderLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
+absl::StatusOr<v1::Plan> StoredPlan(const std::string& path) {
+  HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
+  v1::Plan plan;
+  const auto status = google::protobuf::util::JsonStringToMessage(text, &plan);
+  if (!status.ok()) return DataLoss(path, ": ", std::string(status.message()), "; remove it to plan anew");
+  return plan;
+}
+
+// The spec of the folder must be equal; a new folder gets it.
+absl::Status ClaimFolder(const std::string& folder, const PreparedRun& run) {
+  const std::string path = folder + "/spec.json";
+  if (!fs::exists(path)) return WriteFileDurably(path, SpecToJson(run.spec, true));
+  HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
+  HONE_ASSIGN_OR_RETURN(const v1::JobSpec stored, SpecFromJson(text, path));
+  if (SpecIdentity(stored) == SpecIdentity(run.spec)) return absl::OkStatus();
+  return FailedPrecondition(folder, ": holds a run with another spec (", path,
+                            "); choose another output folder, or remove it to start anew");
+}
+
+absl::StatusOr<v1::Plan> PlanOfRun(const PreparedRun& run, const TrainJobOptions& options, TrainEvents& events) {
+  const std::string path = options.output_dir + "/plan.json";
+  v1::Plan plan;
+  if (options.plan.has_value() && options.plan->has_bytes()) {
+    plan = *options.plan;
+  } else if (fs::exists(path)) {
+    HONE_ASSIGN_OR_RETURN(plan, StoredPlan(path));
+  } else {
+    HONE_ASSIGN_OR_RETURN(plan, PlanJob(run, "", options.budget_bytes, options.threads));
+    v1::FromWorker event;
+    *event.mutable_plan() = plan;
+    events.Emit(event);
+  }
+  if (!plan.fits()) {
+    std::string changes;
+    for (const std::string& change : plan.changes()) changes += StrCat(changes.empty() ? "" : "; or ", change);
+    return ResourceExhausted("the plan does not fit: ", plan.reason(), ". Change ", changes);
+  }
+  HONE_RETURN_IF_ERROR(WriteFileDurably(path, MessageToJson(plan, true)));
+  return plan;
+}
+
+nlohmann::ordered_json ResultOf(const PreparedRun& run, const v1::Plan& plan, const TrainOutcome& outcome) {
+  nlohmann::ordered_json result;
+  result["steps"] = outcome.last_step;
+  result["stopped"] = outcome.stopped;
+  result["training_seconds"] = outcome.train_seconds + outcome.reference_seconds;
+  result["step_seconds"] = outcome.train_seconds;
+  result["reference_seconds"] = outcome.reference_seconds;
+  result["tokens"] = outcome.tokens;
+  result["tokens_per_second"] =
+      outcome.train_seconds > 0 ? static_cast<double>(outcome.tokens) / (outcome.train_seconds + outcome.reference_seconds) : 0.0;
+  result["last_step"] = nlohmann::ordered_json::parse(MessageToJson(outcome.last_record));
+  if (outcome.last_eval.has_value()) result["last_eval"] = nlohmann::ordered_json::parse(MessageToJson(*outcome.last_eval));
+  result["plan"] = nlohmann::ordered_json::parse(MessageToJson(plan));
+  result["memory"] = nlohmann::ordered_json::parse(MessageToJson(outcome.memory));
+  result["model"] = run.files->source();
+  result["model_digest"] = run.files->digest();
+  result["data_sha256"] = DatasetDigest(run.data.train);
+  return result;
+}
+
+absl::Status ListArtifacts(const std::string& folder, std::vector<v1::Artifact>& artifacts) {
+  std::vector<std::string> names;
+  for (const char* top : {"adapter", "merged", "merged-f32", "gguf"}) {
+    std::error_code error;
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(folder) / top, error)) {
+      if (entry.is_regular_file()) names.push_back(fs::relative(entry.path(), folder).string());
+    }
+  }
+  for (const char* name : {"result.json", "steps.jsonl"}) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names) {
+    HONE_ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(folder + "/" + name));
+    v1::Artifact artifact;
+    artifact.set_path(name);
+    artifact.set_bytes(fs::file_size(fs::path(folder) / name));
+    artifact.set_sha256(digest);
+    artifacts.push_back(artifact);
+  }
+  return absl::OkStatus();
+}
+
+// Where an export format goes inside the output folder; empty: the adapter, which is there already.
+std::string ExportPath(const std::string& format) {
+  if (format == "merged") return "merged";
+  if (format == "merged:f32") return "merged-f32";
+  if (format == "gguf:f16") return "gguf/model-f16.gguf";
+  if (format == "gguf:q8_0") return "gguf/model-q8_0.gguf";
+  return "";
+}
+
+}  // namespace
+
+absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides) {
+  if (!spec.has_model() || spec.model().source().empty()) return FieldError("model.source", "required; give a path to a model");
+  if (!spec.has_data() || spec.data().train().empty()) return FieldError("data.train", "required; give a path to training rows");
+  if (!IsModelPath(spec.model().source())) {
+    return FieldError("model.source", StrCat("'", spec.model().source(), "' is a registry name; by hand give a path (with a slash)"));
+  }
+  spec.mutable_model()->set_source(AbsolutePath(spec.model().source()));
+  spec.mutable_data()->set_train(AbsolutePath(spec.data().train()));
+  if (spec.data().has_eval()) spec.mutable_data()->set_eval(AbsolutePath(spec.data().eval()));
+  DeviceChoice wanted{spec.run().device(), spec.run().precision(), overrides.threads};
+  if (overrides.device != v1::DEVICE_AUTO) wanted.device = overrides.device;
+  if (overrides.precision != v1::PRECISION_AUTO) wanted.precision = overrides.precision;
+  HONE_ASSIGN_OR_RETURN(const DeviceChoice device, ResolveDevice(wanted));
+  spec.mutable_run()->set_device(device.device);
+  spec.mutable_run()->set_precision(device.precision);
+  return Prepare(spec);
+}
+
+nlohmann::ordered_json JobReport(const PreparedRun& run) {
+  ReportOptions options;
+  options.kto = run.needs.mismatched;
+  if (options.kto) {
+    options.desirable_weight = run.spec.objective().kto().desirable_weight();
+    options.undesirable_weight = run.spec.objective().kto().undesirable_weight();
+  }
+  nlohmann::ordered_json report = ReportToJson(MakeReport(run.rows, run.data, run.tokenizer.get(), options));
+  report["steps"] = run.steps;
+  for (const std::string& advice : Advice(run.spec)) report["warnings"].push_back(advice);
+  return report;
+}
+
+absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& device, uint64_t budget_bytes, int threads) {
+  DeviceChoice choice{run.spec.run().device(), run.spec.run().precision(), threads};
+  if (device == "cpu") choice = {v1::DEVICE_CPU, v1::PRECISION_AUTO, threads};
+  if (device == "cuda") choice = {v1::DEVICE_CUDA, v1::PRECISION_AUTO, threads};
+  PlanTarget target;
+  if (!device.empty() && device != "cpu" && device != "cuda") {
+    const bool fp32 = run.spec.run().precision() == v1::PRECISION_FP32 && run.spec.run().device() == v1::DEVICE_CUDA;
+    HONE_ASSIGN_OR_RETURN(target, TargetOfCard(device, fp32 ? DType::kF32 : DType::kBF16));
+  } else {
+    HONE_ASSIGN_OR_RETURN(choice, ResolveDevice(choice));
+    HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(choice));
+    target.name = backend->name();
+    target.backend = backend->ops().backend();
+    target.activation_dtype = backend->ops().activation_dtype();
+    target.free_bytes = backend->FreeBytes();
+    target.context_bytes = CpuWorkspaceBytes(threads);
+  }
+  if (budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, budget_bytes);
+  return MakePlan(run, target);
+}
+
+absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOptions& options, TrainEvents& events) {
+  HONE_ASSIGN_OR_RETURN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(options.output_dir));
+  HONE_RETURN_IF_ERROR(ClaimFolder(options.output_dir, run));
+  HONE_ASSIGN_OR_RETURN(const v1::Plan plan, PlanOfRun(run, options, events));
+  HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                        OpenBackend({run.spec.run().device(), run.spec.run().precision(), options.threads}));
+  TrainRequest request;
+  request.run = &run;
+  request.plan = plan;
+  request.output_dir = options.output_dir;
+  request.reference_cache_dir = options.reference_cache_dir;
+  request.save_gradients = options.save_gradients;
+  TrainJobResult result;
+  HONE_ASSIGN_OR_RETURN(const TrainOutcome outcome, Train(request, *backend, events));
+  result.last_step = outcome.last_step;
+  result.stopped = outcome.stopped;
+  if (outcome.stopped) return result;
+
+  result.result = ResultOf(run, plan, outcome);
+  const WeightQuantization quantization =
+      run.spec.model().quantization() == v1::QUANTIZATION_NF4 ? WeightQuantization::kNf4 : WeightQuantization::kNone;
+  uint64_t done = 0;
+  for (const std::string& format : run.spec.export_()) {
+    const std::string path = ExportPath(format);
+    if (path.empty()) continue;
+    v1::FromWorker event;
+    event.mutable_progress()->set_phase(v1::PHASE_FINALIZING);
+    event.mutable_progress()->set_done(done++);
+    event.mutable_progress()->set_total(static_cast<uint64_t>(run.spec.export__size()));
+    event.mutable_progress()->set_detail(format);
+    events.Emit(event);
+    HONE_ASSIGN_OR_RETURN(const nlohmann::ordered_json receipt,
+                          ExportJob(*run.files, options.output_dir + "/adapter", format, options.output_dir + "/" + path,
+                                    *backend, quantization));
+    result.result["exports"].push_back(receipt);
+  }
+  HONE_RETURN_IF_ERROR(WriteFileDurably(options.output_dir + "/result.json", result.result.dump(2) + "\n"));
+  HONE_RETURN_IF_ERROR(ListArtifacts(options.output_dir, result.artifacts));
+  return result;
+}
+
+}  // namespace hone
