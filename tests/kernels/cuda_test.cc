@@ -8,6 +8,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "proto/base/status.h"
 #include "tests/kernels/cuda_composites.h"
 #include "tests/kernels/op_case.h"
 
