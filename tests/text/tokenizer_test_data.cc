@@ -1,0 +1,74 @@
+#include "tests/text/tokenizer_test_data.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "engine/io/gguf.h"
+#include "proto/base/file.h"
+
+namespace hone {
+namespace {
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+GgufVocabulary ReadVocabulary(const GgufFile& file) {
+  GgufVocabulary vocabulary;
+  vocabulary.model = file.String("tokenizer.ggml.model").value();
+  vocabulary.pre = file.String("tokenizer.ggml.pre").value();
+  vocabulary.tokens = file.Strings("tokenizer.ggml.tokens").value();
+  vocabulary.token_types = file.Integers("tokenizer.ggml.token_type").value();
+  vocabulary.merges = file.Strings("tokenizer.ggml.merges").value();
+  vocabulary.bos = static_cast<int32_t>(file.Integer("tokenizer.ggml.bos_token_id").value());
+  vocabulary.eos = static_cast<int32_t>(file.Integer("tokenizer.ggml.eos_token_id").value());
+  vocabulary.add_bos = file.Bool("tokenizer.ggml.add_bos_token").value();
+  return vocabulary;
+}
+
+std::unique_ptr<Tokenizer> Checked(absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer) {
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
+}
+
+}  // namespace
+
+std::string GoldenText(const std::string& name) { return ReadFile(std::string(HONE_GOLDEN) + "/text/" + name).value(); }
+std::string TestDataFolder() { return Environment("HONE_TEST_DATA"); }
+std::string SmolLm2Path() { return Environment("HONE_TEST_SMOLLM2"); }
+
+std::unique_ptr<Tokenizer> LoadTestTokenizer(const std::string& name) {
+  if (name == "smollm2") {
+    if (SmolLm2Path().empty()) return nullptr;
+    absl::StatusOr<GgufFile> file = GgufFile::Open(SmolLm2Path());
+    EXPECT_TRUE(file.ok()) << file.status();
+    return file.ok() ? Checked(Tokenizer::FromGguf(ReadVocabulary(*file))) : nullptr;
+  }
+  if (TestDataFolder().empty()) return nullptr;
+  std::string folder = TestDataFolder() + "/tokenizers/" + name;
+  if (name == "mistral") folder += "-7b-instruct-v0.2";
+  if (name == "stories260k") folder = TestDataFolder() + "/models/stories260K";
+  return Checked(Tokenizer::FromJson(ReadFile(folder + "/tokenizer.json").value(),
+                                     ReadFile(folder + "/tokenizer_config.json").value()));
+}
+
+std::string Fnv(std::string_view bytes) {
+  uint64_t hash = 0xCBF29CE484222325u;
+  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001B3u;
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string text;
+  for (int shift = 60; shift >= 0; shift -= 4) text += kHex[hash >> shift & 15];
+  return text;
+}
+
+std::string FnvIds(const std::vector<int32_t>& ids) {
+  std::string bytes;
+  for (const int32_t id : ids) {
+    for (int shift = 0; shift < 32; shift += 8) bytes += static_cast<char>(static_cast<uint32_t>(id) >> shift & 255);
+  }
+  return Fnv(bytes);
+}
+
+}  // namespace hone
