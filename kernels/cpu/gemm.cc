@@ -9,8 +9,9 @@
 namespace hone {
 namespace {
 
-// Below this many multiply-adds waking a thread costs more than it saves.
-constexpr int64_t kSmallProduct = 1 << 18;
+// Multiply-adds that a part has at least: less would not pay for waking a thread, and OpenBLAS takes another path (with
+// other roundings) up to 100^3, which must not depend on how many threads there are.
+constexpr int64_t kPartProduct = 1500000;
 // Blocks of c are cut at multiples of the widest micro-kernel, so that a cut adds no ragged edge.
 constexpr int64_t kCut = 64;
 
@@ -40,16 +41,18 @@ void Sgemm(const GemmShape& s, float alpha, const float* a, int64_t lda, const f
 
 void ParallelSgemm(ThreadPool& pool, const GemmShape& s, float alpha, const float* a, int64_t lda, const float* b,
                    int64_t ldb, float beta, float* c, int64_t ldc) {
-  const int64_t threads = pool.threads();
-  if (threads == 1 || s.m * s.n * s.k < kSmallProduct) return Sgemm(s, alpha, a, lda, b, ldb, beta, c, ldc);
+  for (int64_t size : {s.m, s.n, s.k, lda, ldb, ldc}) ToInt(size);
+  const int64_t parts = std::min<int64_t>(pool.threads(), s.m * s.n * s.k / kPartProduct);
+  if (parts <= 1) return Sgemm(s, alpha, a, lda, b, ldb, beta, c, ldc);
   // Every part packs all of the operand that is not cut: cut the longer side of c.
   const bool by_rows = s.m >= s.n;
   const int64_t length = by_rows ? s.m : s.n;
-  const int64_t unit = length >= 2 * kCut * threads ? kCut : length >= 32 * threads ? 16 : 1;
+  const int64_t unit = length >= 2 * kCut * parts ? kCut : length >= 32 * parts ? 16 : 1;
   const int64_t units = (length + unit - 1) / unit;
   pool.Parts([&](int part) {
-    const int64_t begin = std::min(length, units * part / threads * unit);
-    const int64_t end = std::min(length, units * (part + 1) / threads * unit);
+    if (part >= parts) return;
+    const int64_t begin = std::min(length, units * part / parts * unit);
+    const int64_t end = std::min(length, units * (part + 1) / parts * unit);
     if (begin == end) return;
     GemmShape block = s;
     (by_rows ? block.m : block.n) = end - begin;
