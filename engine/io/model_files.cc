@@ -195,9 +195,10 @@ TemplateTokens TokensOfGguf(const GgufVocabulary& vocabulary) {
   TemplateTokens tokens;
   if (vocabulary.bos) tokens.bos_token = vocabulary.tokens[*vocabulary.bos];
   if (vocabulary.eos) tokens.eos_token = vocabulary.tokens[*vocabulary.eos];
-  constexpr int32_t kControl = 3;
+  constexpr int32_t kUnknown = 2, kControl = 3;
   for (size_t i = 0; i < vocabulary.token_types.size(); ++i) {
-    if (vocabulary.token_types[i] == kControl) tokens.special_tokens.push_back(vocabulary.tokens[i]);
+    const int32_t type = vocabulary.token_types[i];
+    if (type == kControl || type == kUnknown) tokens.special_tokens.push_back(vocabulary.tokens[i]);
   }
   return tokens;
 }
