@@ -2,10 +2,11 @@
 
     /work/venv/bin/python tests/golden/make_tokenizer.py SMOLLM2.gguf DATA [FULL]
 
-tokenizer_strings.jsonl: the strings. tokenizer_<name>.txt: one line for each string, "I S D K": digests of the ids without and
-with special tokens, of the text decoded from the latter, and of that without special tokens. A digest is FNV-1a (64 bits, the
-ids as little-endian int32, the text as UTF-8), 12 and 8 hex digits of it. tokenizer_<name>_ids.json: the ids themselves of the
-first strings. With FULL, a folder, everything is written there in full as well, to see differences.
+tokenizer_strings.jsonl: the strings. tokenizer_<name>.txt: a digest for each string, of the ids without and with special
+tokens, of the text decoded from the latter, and of that without special tokens: FNV-1a (64 bits, 12 hex digits of it) of
+both lists as little-endian int32, each followed by -1, and of both texts as UTF-8, each followed by a byte 255.
+tokenizer_<name>_ids.json: the ids themselves of the first strings. With FULL, a folder, everything is written there in full as
+well, to see differences.
 """
 import json
 import os
@@ -108,8 +109,9 @@ def fnv(data):
     return f"{h:016x}"
 
 
-def fnv_ids(ids):
-    return fnv(struct.pack(f"<{len(ids)}i", *ids))
+def digest(plain, special, decoded, skipped):
+    lists = b"".join(struct.pack(f"<{len(ids) + 1}i", *ids, -1) for ids in (plain, special))
+    return fnv(lists + decoded.encode() + b"\xff" + skipped.encode() + b"\xff")[:12]
 
 
 def check_round_trip(name, text, decoded):
@@ -130,7 +132,7 @@ def write(name, tokenizer, strings, full):
             check_round_trip(name, text, tokenizer.decode(plain.ids, skip_special_tokens=False))
         except AssertionError:
             lossy += 1
-        lines.append(" ".join((fnv_ids(plain.ids)[:12], fnv_ids(ids)[:8], fnv(decoded.encode())[:8], fnv(skipped.encode())[:8])))
+        lines.append(digest(plain.ids, ids, decoded, skipped))
         everything.append({"text": text, "ids": plain.ids, "special": ids, "decoded": decoded, "skipped": skipped,
                            "offsets": plain.offsets})
     print(name, "lossy strings:", lossy)
@@ -157,4 +159,5 @@ def main():
         write(name, Tokenizer.from_file(f"{data}/{path}/tokenizer.json"), strings, full)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -73,12 +73,9 @@ TEST_P(TokenizerGolden, GivesTheIdsAndTextOfHuggingFace) {
     const Encoding plain = tokenizer->Encode(strings[i], false).value();
     const Encoding special = tokenizer->Encode(strings[i], true).value();
     const std::string decoded = tokenizer->Decode(special.ids);
-    const std::string line =
-        StrCat(FnvIds(plain.ids).substr(0, 12), " ", FnvIds(special.ids).substr(0, 8), " ", Fnv(decoded).substr(0, 8), " ",
-               Fnv(tokenizer->Decode(special.ids, true)).substr(0, 8));
-    if (line != expected[i] && ++wrong < 10) {
-      ADD_FAILURE() << "string " << i << ": " << nlohmann::json(strings[i]).dump(-1, ' ', true) << "\n is " << line << "\n not "
-                    << expected[i] << "\n ids " << nlohmann::json(plain.ids).dump() << "\n decoded " << decoded;
+    if (TokenizerDigest(*tokenizer, strings[i]) != expected[i] && ++wrong < 10) {
+      ADD_FAILURE() << "string " << i << ": " << nlohmann::json(strings[i]).dump(-1, ' ', true) << "\n ids "
+                    << nlohmann::json(plain.ids).dump() << "\n decoded " << decoded;
     }
     CheckSpans(strings[i], plain);
     CheckSpans(strings[i], special);

@@ -54,21 +54,26 @@ std::unique_ptr<Tokenizer> LoadTestTokenizer(const std::string& name) {
                                      ReadFile(folder + "/tokenizer_config.json").value()));
 }
 
-std::string Fnv(std::string_view bytes) {
+std::string TokenizerDigest(const Tokenizer& tokenizer, const std::string& text) {
   uint64_t hash = 0xCBF29CE484222325u;
-  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001B3u;
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string text;
-  for (int shift = 60; shift >= 0; shift -= 4) text += kHex[hash >> shift & 15];
-  return text;
-}
-
-std::string FnvIds(const std::vector<int32_t>& ids) {
-  std::string bytes;
-  for (const int32_t id : ids) {
-    for (int shift = 0; shift < 32; shift += 8) bytes += static_cast<char>(static_cast<uint32_t>(id) >> shift & 255);
+  auto add_byte = [&](uint32_t byte) { hash = (hash ^ (byte & 255)) * 0x100000001B3u; };
+  auto add_id = [&](int32_t id) {
+    for (int shift = 0; shift < 32; shift += 8) add_byte(static_cast<uint32_t>(id) >> shift);
+  };
+  const Encoding plain = tokenizer.Encode(text, false).value();
+  const Encoding special = tokenizer.Encode(text, true).value();
+  for (const Encoding* encoding : {&plain, &special}) {
+    for (const int32_t id : encoding->ids) add_id(id);
+    add_id(-1);
   }
-  return Fnv(bytes);
+  for (const bool skip : {false, true}) {
+    for (const char c : tokenizer.Decode(special.ids, skip)) add_byte(static_cast<uint8_t>(c));
+    add_byte(255);
+  }
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string digits;
+  for (int shift = 60; shift >= 16; shift -= 4) digits += kHex[hash >> shift & 15];
+  return digits;
 }
 
 }  // namespace hone

@@ -20,8 +20,7 @@ std::string SmolLm2Path();                        // HONE_TEST_SMOLLM2, or empty
 // smollm2, qwen2, qwen3, mistral, stories260k. Null where its file cannot be had.
 std::unique_ptr<Tokenizer> LoadTestTokenizer(const std::string& name);
 
-// FNV-1a, 64 bits, as 16 hex digits.
-std::string Fnv(std::string_view bytes);
-std::string FnvIds(const std::vector<int32_t>& ids);
+// What tests/golden/make_tokenizer.py writes for one string. The text must encode.
+std::string TokenizerDigest(const Tokenizer& tokenizer, const std::string& text);
 
 }  // namespace hone
