@@ -60,35 +60,27 @@ name=$(basename "$model" .gguf | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9\n' -
 say "model $name: $model"
 
 # ---- daemon
-own_build=$(hone --version -o json | jq -r .build_id)
-running_build() { hone daemon status -o json 2>/dev/null | jq -r '.build_id // .buildId // empty' || true; }
-running=$(running_build)
-if [ -n "$running" ] && [ "$running" != "$own_build" ]; then
-  say "the honed that is running is another build ($running, not $own_build): restarting it"
-  hone daemon stop
-  running=
-fi
-if [ -z "$running" ]; then
-  hone daemon start
-  running=$(running_build)
-  [ "$running" = "$own_build" ] || die "honed was started but build '$running' answers instead of '$own_build'; hone doctor says more"
-fi
-hone models get "$name" -o json >/dev/null 2>&1 || hone models import "$model" --name "$name"
+hone daemon start --if-stale || die "honed could not be started; hone doctor says more"
+own_build=$(hone --version | sed -n 's/.*(\(.*\)).*/\1/p')
+running_build=$(hone daemon status -o json | jq -r .build_id)
+[ "$running_build" = "$own_build" ] || die "honed of build $running_build answers, this is build $own_build; hone doctor says more"
+known=$(hone models get "$name" -o json 2>/dev/null | jq -r .path) || known=
+if [ -n "$known" ] && [ "$known" != "$model" ]; then hone models rm "$name"; fi
+if [ "$known" != "$model" ]; then hone models import "$model" --name "$name"; fi
 
 # ---- training
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 say "training: KTO on $(wc -l <deploy/quickstart/train.jsonl) answers. Until the CUDA engine is complete every job runs on the CPU"
-job=$(hone submit deploy/quickstart/job.yaml --set "model.source=$name" \
-  --set "data.train=$here/deploy/quickstart/train.jsonl" -o name)
-hone watch "$job"
+job=$(hone submit deploy/quickstart/job.yaml --watch --set "model.source=$name" \
+  --set "data.train=$here/deploy/quickstart/train.jsonl") || die "the job did not succeed: hone get $job, hone logs $job"
 
 # ---- before and after
 say "asking $(wc -l <deploy/quickstart/heldout.jsonl) questions that were not in the training data, of the base and of the adapter"
 jq -c '{messages, temperature: 0, max_new_tokens: 64}' deploy/quickstart/heldout.jsonl >"$scratch/requests.jsonl"
 hone generate --job "$job" --base --file "$scratch/requests.jsonl" -o json >"$scratch/base.jsonl"
 hone generate --job "$job" --file "$scratch/requests.jsonl" -o json >"$scratch/tuned.jsonl"
-hone export "$job" --output "$scratch/export" --only steps.jsonl --quiet
+hone export "$job" --output "$scratch/export" --only steps.jsonl --quiet >/dev/null
 hone get "$job" -o json >"$scratch/job.json"
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
