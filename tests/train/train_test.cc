@@ -1,0 +1,209 @@
+// Whole runs on a two-layer model: loss curves against TRL 0.24 (tests/golden/make_model.py), resume bit by bit, and arenas that
+// end exactly where the plan said.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "engine/worker/job.h"
+#include "gtest/gtest.h"
+#include "proto/base/file.h"
+#include "proto/base/json.h"
+#include "proto/base/sha256.h"
+#include "proto/base/status.h"
+#include "proto/spec/spec.h"
+
+namespace hone {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string kGolden = std::string(HONE_GOLDEN) + "/model";
+
+class Recorded : public TrainEvents {
+ public:
+  void Emit(const v1::FromWorker& event) override {
+    if (event.has_step()) steps.push_back(event.step());
+    if (event.has_eval()) evals.push_back(event.eval());
+    if (event.has_memory()) memory = event.memory();
+    if (event.has_plan()) plan = event.plan();
+    if (event.has_checkpoint()) ++checkpoints;
+    if (event.has_warning()) warnings.push_back(event.warning());
+  }
+  TrainControl Poll() override {
+    return !steps.empty() && static_cast<int64_t>(steps.back().step()) == stop_after ? TrainControl::kStop : TrainControl::kContinue;
+  }
+  std::vector<v1::StepRecord> steps;
+  std::vector<v1::EvalRecord> evals;
+  v1::MemoryUse memory;
+  v1::Plan plan;
+  std::vector<std::string> warnings;
+  int checkpoints = 0;
+  int64_t stop_after = -1;
+};
+
+class TrainTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / StrCat("hone-train-", ::testing::UnitTest::GetInstance()->current_test_info()->name(), "-", ::getpid());
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  static v1::JobSpec Spec(bool kto, const std::vector<std::string>& sets = {}) {
+    const std::string yaml = StrCat(
+        "model: {source: ", kGolden, "/llama}\nadapter: {lora: {r: 4, lora_alpha: 8}}\nobjective: ",
+        kto ? "{kto: {beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.2, kl_group_size: 4}}" : "{sft: {}}", "\ndata: {train: ",
+        kGolden, kto ? "/kto.jsonl" : "/sft.jsonl", ", max_length: 64, max_prompt_length: 32, order: sequential}\nbatch: {examples: ",
+        kto ? 8 : 4, "}\noptimizer: {learning_rate: 5e-3, max_grad_norm: ", kto ? 0.05 : 0.5, "}\nschedule: {name: ",
+        kto ? "linear" : "cosine", ", warmup_ratio: 0.1}\nrun: {max_steps: 20, seed: 42}\n");
+    auto spec = SpecFromYaml(yaml, "test.yaml");
+    EXPECT_TRUE(spec.ok()) << spec.status();
+    for (const std::string& set : sets) EXPECT_TRUE(SetField(*spec, set).ok()) << set;
+    return *spec;
+  }
+
+  absl::StatusOr<TrainJobResult> Train(const v1::JobSpec& spec, const std::string& name, TrainEvents& events) {
+    HONE_ASSIGN_OR_RETURN(const PreparedRun run, PrepareJob(spec, {}));
+    TrainJobOptions options;
+    options.output_dir = Output(name);
+    options.threads = 1;
+    return TrainJob(run, options, events);
+  }
+  std::string Output(const std::string& name) const { return (folder_ / name).string(); }
+  std::string AdapterDigest(const std::string& name) const {
+    return *Sha256HexOfFile(Output(name) + "/adapter/adapter_model.safetensors");
+  }
+
+  fs::path folder_;
+};
+
+std::vector<double> TrlLosses(const char* name) {
+  const auto curve = *ParseJson(*ReadFile(StrCat(kGolden, "/", name, "_curve.json")));
+  const auto micro = curve["micro_losses"].get<std::vector<double>>();
+  const auto accumulate = curve["accumulate"].get<size_t>();
+  std::vector<double> losses;
+  for (size_t i = 0; i < micro.size(); i += accumulate) {
+    double sum = 0;
+    for (size_t j = i; j < std::min(i + accumulate, micro.size()); ++j) sum += micro[j];
+    losses.push_back(sum);
+  }
+  return losses;
+}
+
+TEST_F(TrainTest, CurvesFollowTrlAtTwoMicroBatchSizesPackedAndApart) {
+  for (const bool kto : {true, false}) {
+    const std::vector<double> expected = TrlLosses(kto ? "kto" : "sft");
+    ASSERT_EQ(expected.size(), 20u);
+    for (const char* packing : {"packing=on", "packing=off"}) {
+      for (const char* tokens : {"micro_batch_tokens=48", "micro_batch_tokens=512"}) {
+        Recorded events;
+        const auto result = Train(Spec(kto, {StrCat("memory.", packing), StrCat("memory.", tokens)}), StrCat(kto, packing, tokens), events);
+        ASSERT_TRUE(result.ok()) << result.status();
+        ASSERT_EQ(events.steps.size(), 20u);
+        for (size_t i = 0; i < 20; ++i) EXPECT_NEAR(events.steps[i].loss(), expected[i], 1e-4) << (kto ? "kto" : "sft") << " step " << i;
+      }
+    }
+  }
+}
+
+TEST_F(TrainTest, AStoppedRunResumesToTheSameBits) {
+  const v1::JobSpec spec = Spec(true, {"data.order=shuffled", "data.eval_fraction=0.2", "run.eval_steps=5", "run.save_steps=3"});
+  Recorded whole;
+  ASSERT_TRUE(Train(spec, "whole", whole).ok());
+  for (const int64_t stop : {1, 4, 13}) {
+    Recorded first, second;
+    first.stop_after = stop;
+    const auto stopped = Train(spec, StrCat("stopped", stop), first);
+    ASSERT_TRUE(stopped.ok()) << stopped.status();
+    EXPECT_TRUE(stopped->stopped);
+    EXPECT_EQ(stopped->last_step, stop);
+    ASSERT_TRUE(Train(spec, StrCat("stopped", stop), second).ok());
+    EXPECT_EQ(static_cast<int64_t>(second.steps.front().step()), stop + 1);
+    EXPECT_EQ(AdapterDigest(StrCat("stopped", stop)), AdapterDigest("whole"));
+    ASSERT_EQ(first.steps.size() + second.steps.size(), whole.steps.size());
+    EXPECT_EQ(second.steps.back().loss(), whole.steps.back().loss());
+    EXPECT_EQ(second.evals.back().perplexity(), whole.evals.back().perplexity());
+  }
+}
+
+TEST_F(TrainTest, ADamagedCheckpointIsSkippedAndSaidSo) {
+  const v1::JobSpec spec = Spec(false, {"run.save_steps=2"});
+  Recorded whole, first, second;
+  ASSERT_TRUE(Train(spec, "whole", whole).ok());
+  first.stop_after = 6;
+  ASSERT_TRUE(Train(spec, "hurt", first).ok());
+  const std::string newest = Output("hurt") + "/checkpoints/step-000000000006/adapter.bin";
+  std::string bytes = *ReadFile(newest);
+  bytes[bytes.size() / 2] ^= 1;
+  ASSERT_TRUE(WriteFileDurably(newest, bytes).ok());
+  ASSERT_TRUE(Train(spec, "hurt", second).ok());
+  EXPECT_EQ(second.warnings.size(), 1u);
+  EXPECT_EQ(second.steps.front().step(), 5u);
+  EXPECT_EQ(AdapterDigest("hurt"), AdapterDigest("whole"));
+}
+
+TEST_F(TrainTest, AnotherSpecIsRefusedInTheSameFolder) {
+  Recorded events;
+  events.stop_after = 1;
+  ASSERT_TRUE(Train(Spec(false), "folder", events).ok());
+  Recorded again;
+  const auto refused = Train(Spec(false, {"optimizer.learning_rate=1e-4"}), "folder", again);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Issue: planned bytes equal the arenas' high-water mark exactly, for ten different specs.
+TEST_F(TrainTest, ArenasEndExactlyWhereTheirPlansSaid) {
+  const std::vector<std::vector<std::string>> specs = {
+      {},
+      {"memory.packing=off"},
+      {"memory.policy=smallest"},
+      {"memory.policy=fastest"},
+      {"memory.micro_batch_tokens=33"},
+      {"adapter.lora.r=16", "adapter.lora.target_modules=[q_proj, v_proj]"},
+      {"model.quantization=nf4"},
+      {"data.eval_fraction=0.3", "run.eval_steps=1"},
+      {"adapter.lora.layers_to_transform=[1]"},
+      {"data.order=shuffled", "batch.examples=3", "data.max_length=20", "data.max_prompt_length=8"},
+  };
+  int i = 0;
+  for (const bool kto : {true, false}) {
+    for (std::vector<std::string> sets : specs) {
+      sets.push_back("run.max_steps=4");
+      if (kto && std::find(sets.begin(), sets.end(), "batch.examples=3") != sets.end()) sets.push_back("objective.kto.kl_group_size=3");
+      Recorded events;
+      const auto result = Train(Spec(kto, sets), StrCat("plan", i++), events);
+      ASSERT_TRUE(result.ok()) << result.status();
+      uint64_t total = 0;
+      for (const v1::ArenaUse& arena : events.memory.arenas()) {
+        EXPECT_EQ(arena.actual_bytes(), arena.planned_bytes()) << arena.name() << " of spec " << i - 1;
+        total += arena.actual_bytes();
+      }
+      EXPECT_EQ(total, events.plan.bytes().total());
+    }
+  }
+}
+
+TEST_F(TrainTest, APlanThatDoesNotFitIsRefusedWithWhatWouldHelp) {
+  Recorded events;
+  const auto result = Train(Spec(false, {"memory.vram_budget=100KB"}), "small", events);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(std::string(result.status().message()).find("memory.vram_budget"), std::string::npos) << result.status();
+}
+
+TEST_F(TrainTest, ExportsAreComparedAndReceipted) {
+  Recorded events;
+  const auto result = Train(Spec(false, {"run.max_steps=5", "export=[peft, merged, merged:f32, gguf:f16, gguf:q8_0]"}), "exports", events);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->result["exports"].size(), 4u);
+  for (const auto& receipt : result->result["exports"]) {
+    const double difference = receipt["largest_logit_difference"].get<double>();
+    EXPECT_LT(difference, receipt["format"] == "merged:f32" ? 1e-4 : 0.5) << receipt.dump();
+  }
+  for (const v1::Artifact& artifact : result->artifacts) {
+    EXPECT_EQ(*Sha256HexOfFile(Output("exports") + "/" + artifact.path()), artifact.sha256());
+  }
+}
+
+}  // namespace
+}  // namespace hone
