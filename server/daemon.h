@@ -1,0 +1,77 @@
+// The daemon put together: opens the state folder, recovers what was under way, serves until it is told to stop, drains.
+// main.cc adds flags, signals and systemd; tests start it in their own process.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/daemon_service.h"
+#include "server/datasets_service.h"
+#include "server/job_lock.h"
+#include "server/jobs_service.h"
+#include "server/models_service.h"
+#include "server/services.h"
+
+namespace hone {
+
+struct DaemonOptions {
+  std::string state_dir;                         // made if it is not there
+  std::string socket;                            // path of the Unix socket
+  std::string metrics_address = "127.0.0.1:9464";  // "off": none
+  std::string worker_program;                    // empty: honed-worker beside this program
+  RunnerOptions runner;                          // worker_program is taken from above
+  SchedulerOptions scheduler;
+  std::function<void()> request_shutdown;        // what the Shutdown call does; must not block
+};
+
+class Daemon {
+ public:
+  // Errors: FAILED_PRECONDITION if another daemon holds the state folder or the socket; those of store and disk.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(DaemonOptions options);
+  ~Daemon();  // Stop()
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+
+  // Refuses new work, lets what runs checkpoint and go back to the queue, ends every stream, closes the socket.
+  void Stop();
+  // Now and then: health, gauges.
+  void Tick();
+
+  Store* store() { return store_.get(); }
+  std::string metrics_address() const { return metrics_.address(); }
+  const std::string& socket() const { return options_.socket; }
+  // One line for systemd and people.
+  std::string Summary();
+
+ private:
+  explicit Daemon(DaemonOptions options);
+  absl::Status Open();
+  absl::Status Listen();
+
+  DaemonOptions options_;
+  Layout layout_;
+  std::optional<FileLock> state_lock_;
+  std::optional<FileLock> socket_lock_;
+  Metrics metrics_;
+  EventHub hub_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<BlobStore> blobs_;
+  std::unique_ptr<Admission> admission_;
+  std::unique_ptr<Scheduler> scheduler_;
+  Executor quick_;
+  Executor slow_;
+  Executor sessions_;
+  ServiceContext context_;
+  JobsService jobs_;
+  ModelsService models_;
+  DatasetsService datasets_;
+  DaemonService daemon_;
+  std::unique_ptr<grpc::Server> server_;
+  bool stopped_ = false;
+};
+
+}  // namespace hone

@@ -1,0 +1,64 @@
+// Tells watchers of a job that something happened. Durable events are in the store and only announced here; step
+// records and progress are handed over, each watcher keeping a bounded number of them. Not here: gRPC.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "hone/v1/jobs.pb.h"
+
+namespace hone {
+
+// A step record or progress, and the durable event it came after.
+struct Transient {
+  uint64_t after_sequence = 0;
+  v1::JobEvent event;
+};
+
+// One watcher's mailbox. Thread-safe. When it is full the oldest record goes: records are also in files, and the newest
+// matter most.
+class Subscription {
+ public:
+  static constexpr size_t kMaxPending = 256;
+  explicit Subscription(std::function<void()> wake) : wake_(std::move(wake)) {}
+
+  // Called by the hub.
+  void Offer(const Transient* transient);
+  // The oldest record whose predecessor has been sent, if there is one.
+  bool Take(uint64_t sent_sequence, v1::JobEvent* event);
+
+ private:
+  std::mutex mutex_;
+  std::deque<Transient> pending_;
+  const std::function<void()> wake_;
+};
+
+class EventHub {
+ public:
+  // `wake` is called, from any thread and possibly with locks of the hub's callers held, when there may be something
+  // new: it must only schedule work. Null when kMaxSubscriptions are taken.
+  std::shared_ptr<Subscription> Subscribe(const std::string& job_id, std::function<void()> wake);
+  void Unsubscribe(const std::string& job_id, const std::shared_ptr<Subscription>& subscription);
+
+  void Announce(const std::string& job_id);
+  void Publish(const std::string& job_id, const Transient& transient);
+  // Wakes everybody: the daemon is about to stop.
+  void WakeAll();
+  size_t subscriptions() const;
+
+ private:
+  static constexpr size_t kMaxSubscriptions = 256;
+  std::vector<std::shared_ptr<Subscription>> Of(const std::string& job_id) const;
+
+  mutable std::mutex mutex_;
+  std::map<std::string, std::vector<std::shared_ptr<Subscription>>> by_job_;
+  size_t count_ = 0;
+};
+
+}  // namespace hone

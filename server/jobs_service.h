@@ -1,0 +1,45 @@
+// hone.v1.Jobs.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "server/services.h"
+
+namespace hone {
+
+class JobsService final : public v1::Jobs::CallbackService {
+ public:
+  explicit JobsService(ServiceContext* context) : context_(context) {}
+
+  grpc::ServerUnaryReactor* CreateJob(grpc::CallbackServerContext*, const v1::CreateJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext*, const v1::GetJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext*, const v1::ListJobsRequest*,
+                                     v1::ListJobsResponse*) override;
+  grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext*, const v1::CancelJobRequest*, v1::Job*) override;
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext*, const v1::WatchJobRequest*) override;
+  grpc::ServerWriteReactor<v1::LogChunk>* GetJobLogs(grpc::CallbackServerContext*,
+                                                     const v1::GetJobLogsRequest*) override;
+  grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext*, const v1::ListArtifactsRequest*,
+                                          v1::ListArtifactsResponse*) override;
+  grpc::ServerWriteReactor<v1::ArtifactChunk>* ReadArtifact(grpc::CallbackServerContext*,
+                                                            const v1::ReadArtifactRequest*) override;
+  grpc::ServerUnaryReactor* PlanJob(grpc::CallbackServerContext*, const v1::PlanJobRequest*,
+                                    v1::PlanJobResponse*) override;
+
+ private:
+  absl::Status Create(const v1::CreateJobRequest& request, const Admission::Cancelled& cancelled, v1::Job* job);
+  absl::Status CreateNew(const v1::CreateJobRequest& request, const std::string& fingerprint,
+                         const Admission::Cancelled& cancelled, v1::Job* job);
+  absl::Status Plan(const v1::PlanJobRequest& request, const Admission::Cancelled& cancelled, v1::PlanJobResponse* plan);
+
+  ServiceContext* context_;
+  // Requests under way by request_id: a second one with the same id waits for the first instead of planning again.
+  std::mutex mutex_;
+  std::condition_variable done_;
+  std::set<std::string> under_way_;
+};
+
+}  // namespace hone

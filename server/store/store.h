@@ -1,0 +1,162 @@
+// The daemon's memory: jobs, attempts, events, plans, models, blobs and request ids, in one SQLite file. Every change of
+// a job is one transaction together with its events and is on disk before the call returns. Thread-safe; one mutex.
+// Not here: step records (files), what to do next (scheduler), who is told (the observer does that).
+//
+// Errors: NOT_FOUND (no such thing), FAILED_PRECONDITION (wrong state), ALREADY_EXISTS, INVALID_ARGUMENT (a bad name or
+// token), and those of sqlite.h when the disk fails. After a failed commit nobody can know what is on disk, so the store
+// refuses every later write (UNAVAILABLE) until the daemon is started again.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "hone/v1/jobs.pb.h"
+#include "hone/v1/models.pb.h"
+#include "server/store/sqlite.h"
+
+namespace hone {
+
+int64_t NowMicros();
+
+// A job that has been validated and planned: it is stored as QUEUED, with the events that led there.
+struct NewJob {
+  v1::JobSpec spec;
+  v1::JobSpec resolved_spec;
+  v1::Plan plan;
+  std::string display_name;
+  int32_t priority = 0;
+  int64_t received_us = 0;            // when validation began
+  std::vector<std::string> warnings;  // become events
+  std::string request_id;             // empty: no idempotency
+  std::string fingerprint;            // digest of what was asked under request_id
+};
+
+struct CreatedJob {
+  v1::Job job;
+  bool existed = false;  // made earlier under the same request_id
+};
+
+struct AttemptEnd {
+  std::string exit;  // succeeded, failed, cancelled, crashed, daemon-restart
+  std::string message;
+};
+
+// One change of one job. What is unset stays. States are walked in order, each with an event.
+struct JobUpdate {
+  struct Step {
+    v1::JobState to;
+    std::string reason;   // UPPER_SNAKE_CASE
+    std::string message;  // for people
+  };
+  std::vector<v1::JobEvent> events;  // `event` only; time, attempt and sequence are filled in. Before the states.
+  std::vector<Step> states;
+  bool start_attempt = false;  // a new attempt; its number becomes the events' attempt
+  std::optional<std::string> device;
+  std::optional<AttemptEnd> end_attempt;
+  std::optional<v1::StepRecord> last_step;  // also the attempt's first and last step
+  std::optional<v1::MemoryUse> memory;
+  std::optional<std::vector<v1::Artifact>> artifacts;
+  std::optional<std::string> result_json;
+  std::optional<v1::Plan> plan;  // replaces the stored one
+  bool count_failure = false;    // one more attempt without a new checkpoint
+};
+
+// What the scheduler needs of a waiting job.
+struct QueuedJob {
+  std::string id;
+  int32_t priority = 0;
+  std::string reason;
+  int64_t failures = 0;
+  v1::Plan plan;
+};
+
+struct JobHead {
+  v1::JobState state = v1::JOB_STATE_UNSPECIFIED;
+  uint64_t last_sequence = 0;
+};
+
+struct JobPage {
+  std::vector<v1::Job> jobs;  // newest first, without resolved_spec and artifacts
+  std::string next_page_token;
+};
+
+struct ModelPage {
+  std::vector<v1::Model> models;  // in order of import
+  std::string next_page_token;
+};
+
+class Store {
+ public:
+  // Called after a commit, without the store's lock: a job's state went from one to the other (equal: only events came).
+  using Observer = std::function<void(const std::string& job_id, v1::JobState from, v1::JobState to)>;
+
+  static absl::StatusOr<std::unique_ptr<Store>> Open(const std::string& path);
+  // Before any other thread uses the store.
+  void SetObserver(Observer observer) { observer_ = std::move(observer); }
+  // Whether a commit has failed: the daemon should say NOT_SERVING and be started again.
+  bool broken() const;
+
+  // Jobs.
+  absl::StatusOr<CreatedJob> CreateJob(const NewJob& job);
+  // The job made under this request_id. INVALID_ARGUMENT if that request asked for something else.
+  absl::StatusOr<std::optional<v1::Job>> FindRequest(std::string_view request_id, std::string_view fingerprint);
+  // "jobs/<id>", an id, or a unique prefix of one, to an id.
+  absl::StatusOr<std::string> ResolveJobName(std::string_view name);
+  absl::StatusOr<v1::Job> GetJob(const std::string& id);
+  absl::StatusOr<JobHead> GetJobHead(const std::string& id);
+  absl::StatusOr<JobPage> ListJobs(int page_size, const std::string& page_token,
+                                   const std::vector<v1::JobState>& states);
+  // Fails with FAILED_PRECONDITION unless the job is in one of `expected` (empty: any) and every step is legal.
+  absl::Status Update(const std::string& id, const std::vector<v1::JobState>& expected, const JobUpdate& update);
+  // Events after a sequence number, in order.
+  absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& id, uint64_t after, int limit);
+  // The job to be started next: highest priority, then the oldest.
+  absl::StatusOr<std::optional<QueuedJob>> NextQueued();
+  absl::StatusOr<std::vector<std::string>> JobsIn(const std::vector<v1::JobState>& states);
+  absl::StatusOr<std::map<v1::JobState, uint64_t>> CountJobs();
+  // Attempts that crashed since the last new checkpoint.
+  absl::StatusOr<int64_t> Failures(const std::string& id);
+
+  // Models. Put replaces an entry with the same id and path; another path is ALREADY_EXISTS.
+  absl::StatusOr<v1::Model> PutModel(const v1::Model& model);
+  absl::StatusOr<v1::Model> GetModel(std::string_view id);
+  absl::StatusOr<ModelPage> ListModels(int page_size, const std::string& page_token);
+  absl::Status DeleteModel(std::string_view id);
+
+  // Blobs: which uploads were finished.
+  absl::Status PutBlob(std::string_view digest, uint64_t bytes);
+  absl::StatusOr<std::optional<uint64_t>> BlobBytes(std::string_view digest);
+
+ private:
+  explicit Store(std::unique_ptr<Database> db) : db_(std::move(db)) {}
+  absl::Status Migrate();
+  // Runs `body` in a transaction under the lock.
+  absl::Status Write(const std::function<absl::Status()>& body);
+
+  struct Row;
+  absl::StatusOr<Row> ReadRow(const std::string& id);
+  absl::StatusOr<v1::Job> ReadJob(const std::string& id, bool full);
+  absl::Status ReadAttempts(v1::Job* job);
+  absl::StatusOr<std::optional<v1::Job>> ReadRequest(std::string_view request_id, std::string_view fingerprint);
+  absl::Status InsertJob(const NewJob& job, const std::string& id);
+  absl::Status InsertEvent(Row* row, uint32_t attempt, int64_t time_us, v1::JobEvent event);
+  absl::Status ApplyUpdate(Row* row, const JobUpdate& update);
+  absl::Status ApplyAttempt(Row* row, const JobUpdate& update, int64_t now);
+  absl::Status ApplyRecords(Row* row, const JobUpdate& update);
+
+  mutable std::mutex mutex_;
+  std::unique_ptr<Database> db_;
+  bool broken_ = false;
+  Observer observer_;
+};
+
+}  // namespace hone

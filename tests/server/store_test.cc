@@ -1,0 +1,284 @@
+// The store: durable, gapless, legal, idempotent.
+#include "server/store/store.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "proto/base/status.h"
+#include "server/store/states.h"
+
+namespace hone {
+namespace {
+
+class StoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/hone-store-XXXXXX";
+    folder_ = mkdtemp(name);
+    Open();
+  }
+  void TearDown() override {
+    store_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Open() {
+    store_.reset();
+    auto store = Store::Open(folder_ + "/hone.db");
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+  }
+  std::string Create(const std::string& request_id = "", const std::string& fingerprint = "f", int priority = 0) {
+    NewJob job;
+    job.spec.set_name("n");
+    job.resolved_spec.set_name("resolved");
+    job.plan.set_fits(true);
+    job.display_name = "n";
+    job.request_id = request_id;
+    job.fingerprint = fingerprint;
+    job.priority = priority;
+    auto created = store_->CreateJob(job);
+    EXPECT_TRUE(created.ok()) << created.status();
+    return created.ok() ? created->job.id() : "";
+  }
+  absl::Status Go(const std::string& id, v1::JobState to) {
+    JobUpdate update;
+    update.states.push_back({to, "TEST", ""});
+    return store_->Update(id, {}, update);
+  }
+
+  std::string folder_;
+  std::unique_ptr<Store> store_;
+};
+
+TEST_F(StoreTest, ANewJobIsQueuedWithItsHistory) {
+  const std::string id = Create();
+  auto job = store_->GetJob(id);
+  ASSERT_TRUE(job.ok());
+  EXPECT_EQ(job->state(), v1::QUEUED);
+  EXPECT_EQ(job->name(), "jobs/" + id);
+  EXPECT_EQ(job->resolved_spec().name(), "resolved");
+  EXPECT_TRUE(job->plan().fits());
+  auto events = store_->Events(id, 0, 100);
+  ASSERT_TRUE(events.ok());
+  ASSERT_EQ(events->size(), 3u);
+  EXPECT_EQ((*events)[0].state().to(), v1::VALIDATING);
+  EXPECT_TRUE((*events)[1].has_plan());
+  EXPECT_EQ((*events)[2].state().to(), v1::QUEUED);
+  EXPECT_EQ(job->last_sequence(), 3u);
+}
+
+TEST_F(StoreTest, SurvivesReopening) {
+  const std::string id = Create("r1");
+  Open();
+  EXPECT_TRUE(store_->GetJob(id).ok());
+  EXPECT_EQ(Create("r1"), id);
+}
+
+TEST_F(StoreTest, RandomWalksStayLegalAndGapless) {
+  std::mt19937 random(7);
+  const std::string id = Create();
+  int legal = 0, refused = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const auto to = static_cast<v1::JobState>(random() % (v1::JobState_MAX + 1));
+    const v1::JobState from = store_->GetJobHead(id)->state;
+    // Terminal states, and the one that leads only to them, would end the walk; they are tried below.
+    if (IsTerminal(to) || to == v1::CANCELLING) continue;
+    const absl::Status status = Go(id, to);
+    EXPECT_EQ(status.ok(), IsLegalTransition(from, to)) << from << " " << to;
+    status.ok() ? ++legal : ++refused;
+  }
+  EXPECT_GT(legal, 100);
+  EXPECT_GT(refused, 100);
+  uint64_t next = 1;
+  v1::JobState state = v1::JOB_STATE_UNSPECIFIED;
+  while (true) {
+    auto events = store_->Events(id, next - 1, 50);
+    ASSERT_TRUE(events.ok());
+    if (events->empty()) break;
+    for (const v1::JobEvent& event : *events) {
+      ASSERT_EQ(event.sequence(), next++);
+      if (!event.has_state()) continue;
+      ASSERT_EQ(event.state().from(), state);
+      ASSERT_TRUE(IsLegalTransition(state, event.state().to()));
+      state = event.state().to();
+    }
+  }
+  EXPECT_EQ(next - 1, store_->GetJob(id)->last_sequence());
+  EXPECT_EQ(state, store_->GetJob(id)->state());
+}
+
+TEST_F(StoreTest, TerminalStatesNeverChange) {
+  for (const v1::JobState end : {v1::SUCCEEDED, v1::FAILED, v1::CANCELLED}) {
+    for (int to = v1::JobState_MIN; to <= v1::JobState_MAX; ++to) {
+      EXPECT_FALSE(IsLegalTransition(end, static_cast<v1::JobState>(to)));
+    }
+  }
+}
+
+TEST_F(StoreTest, ARefusedUpdateChangesNothing) {
+  const std::string id = Create();
+  JobUpdate update;
+  update.start_attempt = true;
+  update.events.emplace_back().set_warning("never seen");
+  update.states.push_back({v1::STARTING, "A", ""});
+  update.states.push_back({v1::SUCCEEDED, "B", ""});  // not legal from STARTING
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->Update(id, {}, update)));
+  auto job = store_->GetJob(id);
+  EXPECT_EQ(job->state(), v1::QUEUED);
+  EXPECT_EQ(job->attempts_size(), 0);
+  EXPECT_EQ(store_->Events(id, 3, 10)->size(), 0u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->Update(id, {v1::RUNNING}, JobUpdate{})));
+}
+
+TEST_F(StoreTest, OneRequestIdMakesOneJobUnderConcurrency) {
+  std::vector<std::thread> threads;
+  std::mutex mutex;
+  std::set<std::string> ids;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([&] {
+      const std::string id = Create("same");
+      std::lock_guard lock(mutex);
+      ids.insert(id);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(ids.size(), 1u);
+  EXPECT_EQ(store_->ListJobs(0, "", {})->jobs.size(), 1u);
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->FindRequest("same", "another spec").status()));
+}
+
+TEST_F(StoreTest, QueueIsByPriorityThenAge) {
+  const std::string first = Create();
+  const std::string second = Create();
+  const std::string urgent = Create("", "f", 5);
+  std::vector<std::string> order;
+  while (true) {
+    auto next = store_->NextQueued();
+    ASSERT_TRUE(next.ok());
+    if (!next->has_value()) break;
+    order.push_back((*next)->id);
+    ASSERT_TRUE(Go(order.back(), v1::STARTING).ok());
+  }
+  EXPECT_EQ(order, (std::vector<std::string>{urgent, first, second}));
+  // A job that goes back to the queue keeps its place.
+  ASSERT_TRUE(Go(second, v1::QUEUED).ok());
+  ASSERT_TRUE(Go(first, v1::QUEUED).ok());
+  EXPECT_EQ((*store_->NextQueued())->id, first);
+}
+
+TEST_F(StoreTest, FailuresCountUntilANewCheckpoint) {
+  const std::string id = Create();
+  JobUpdate crash;
+  crash.count_failure = true;
+  ASSERT_TRUE(store_->Update(id, {}, crash).ok());
+  ASSERT_TRUE(store_->Update(id, {}, crash).ok());
+  EXPECT_EQ(*store_->Failures(id), 2);
+  JobUpdate checkpoint;
+  checkpoint.events.emplace_back().mutable_checkpoint()->set_step(10);
+  ASSERT_TRUE(store_->Update(id, {}, checkpoint).ok());
+  EXPECT_EQ(*store_->Failures(id), 0);
+  ASSERT_TRUE(store_->Update(id, {}, crash).ok());
+  ASSERT_TRUE(store_->Update(id, {}, checkpoint).ok());  // the same step again is not a new one
+  EXPECT_EQ(*store_->Failures(id), 1);
+}
+
+TEST_F(StoreTest, AttemptsAreRecorded) {
+  const std::string id = Create();
+  JobUpdate start;
+  start.start_attempt = true;
+  start.states.push_back({v1::STARTING, "S", ""});
+  ASSERT_TRUE(store_->Update(id, {v1::QUEUED}, start).ok());
+  JobUpdate step;
+  step.device = "cpu";
+  step.last_step.emplace().set_step(3);
+  ASSERT_TRUE(store_->Update(id, {}, step).ok());
+  step.last_step->set_step(5);
+  ASSERT_TRUE(store_->Update(id, {}, step).ok());
+  JobUpdate end;
+  end.end_attempt = {"crashed", "signal"};
+  end.states.push_back({v1::QUEUED, "WORKER_CRASHED", ""});
+  ASSERT_TRUE(store_->Update(id, {}, end).ok());
+  ASSERT_TRUE(store_->Update(id, {v1::QUEUED}, start).ok());
+  auto job = store_->GetJob(id);
+  ASSERT_EQ(job->attempts_size(), 2);
+  EXPECT_EQ(job->attempts(0).exit(), "crashed");
+  EXPECT_EQ(job->attempts(0).first_step(), 3u);
+  EXPECT_EQ(job->attempts(0).last_step(), 5u);
+  EXPECT_EQ(job->attempts(1).exit(), "");
+  EXPECT_EQ(job->last_step().step(), 5u);
+}
+
+TEST_F(StoreTest, NamesAndPrefixes) {
+  const std::string id = Create();
+  EXPECT_EQ(*store_->ResolveJobName("jobs/" + id), id);
+  EXPECT_EQ(*store_->ResolveJobName(id), id);
+  EXPECT_EQ(*store_->ResolveJobName(id.substr(0, 4)), id);
+  EXPECT_TRUE(absl::IsNotFound(store_->ResolveJobName("zzzzzzzzzzzz").status()));
+  for (const char* bad : {"", "jobs/", "../x", "jobs/../../etc", "a%", "A", "a'b"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(store_->ResolveJobName(bad).status())) << bad;
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->ResolveJobName(std::string(1000, 'a')).status()));
+}
+
+TEST_F(StoreTest, PagesCoverEverythingOnce) {
+  std::vector<std::string> made;
+  for (int i = 0; i < 23; ++i) made.push_back(Create());
+  std::vector<std::string> seen;
+  std::string token;
+  do {
+    auto page = store_->ListJobs(5, token, {});
+    ASSERT_TRUE(page.ok());
+    for (const v1::Job& job : page->jobs) seen.push_back(job.id());
+    token = page->next_page_token;
+  } while (!token.empty());
+  std::reverse(seen.begin(), seen.end());
+  EXPECT_EQ(seen, made);
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->ListJobs(-1, "", {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->ListJobs(5, "j-3", {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->ListJobs(5, "m3", {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->ListJobs(5, "j1;drop", {}).status()));
+}
+
+TEST_F(StoreTest, ModelsByIdAndPath) {
+  v1::Model model;
+  model.set_id("m");
+  model.set_path("/a");
+  ASSERT_TRUE(store_->PutModel(model).ok());
+  ASSERT_TRUE(store_->PutModel(model).ok());
+  model.set_path("/b");
+  EXPECT_TRUE(absl::IsAlreadyExists(store_->PutModel(model).status()));
+  EXPECT_EQ(store_->ListModels(0, "")->models.size(), 1u);
+  ASSERT_TRUE(store_->DeleteModel("m").ok());
+  EXPECT_TRUE(absl::IsNotFound(store_->DeleteModel("m")));
+  EXPECT_TRUE(absl::IsNotFound(store_->GetModel("m").status()));
+}
+
+TEST_F(StoreTest, ANewerSchemaIsRefusedAndAFileThatIsNoDatabaseToo) {
+  store_.reset();
+  {
+    auto db = Database::Open(folder_ + "/hone.db");
+    ASSERT_TRUE((*db)->Exec("PRAGMA user_version=99").ok());
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(Store::Open(folder_ + "/hone.db").status()));
+  FILE* file = fopen((folder_ + "/junk.db").c_str(), "w");
+  for (int i = 0; i < 2000; ++i) fputs("not a database ", file);
+  fclose(file);
+  EXPECT_TRUE(absl::IsDataLoss(Store::Open(folder_ + "/junk.db").status()));
+}
+
+TEST_F(StoreTest, TheObserverHearsOfEveryChange) {
+  std::vector<v1::JobState> heard;
+  store_->SetObserver([&](const std::string&, v1::JobState, v1::JobState to) { heard.push_back(to); });
+  const std::string id = Create();
+  ASSERT_TRUE(Go(id, v1::STARTING).ok());
+  ASSERT_FALSE(Go(id, v1::SUCCEEDED).ok());
+  EXPECT_EQ(heard, (std::vector<v1::JobState>{v1::QUEUED, v1::STARTING}));
+}
+
+}  // namespace
+}  // namespace hone
