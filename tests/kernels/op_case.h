@@ -30,13 +30,16 @@ inline constexpr Bound kGradient{1e-11, 3};
 
 class CaseTensors {
  public:
-  CaseTensors(Backend& backend, const std::string& seed);
+  // kTiming: values are cheap to make, not normal; nothing can be checked (no reference, forward passes left out).
+  enum class Purpose { kChecking, kTiming };
+  CaseTensors(Backend& backend, const std::string& seed, Purpose purpose = Purpose::kChecking);
   ~CaseTensors();
   CaseTensors(const CaseTensors&) = delete;
   CaseTensors& operator=(const CaseTensors&) = delete;
 
   Backend& backend() { return backend_; }
   DType act() const;
+  bool timing() const { return purpose_ == Purpose::kTiming; }
 
   // Tensors of standard normal values times `scale`, rounded to the dtype; `gap` more elements in the pitch.
   Tensor Random(DType dtype, int64_t rows, int64_t cols, double scale = 1, int64_t gap = 0);
@@ -84,6 +87,7 @@ class CaseTensors {
 
   Backend& backend_;
   uint64_t state_;
+  Purpose purpose_;
   std::vector<std::unique_ptr<Slot>> slots_;
   std::vector<std::unique_ptr<std::vector<uint8_t>>> host_weights_;
   std::vector<std::unique_ptr<std::vector<Segment>>> host_segments_;
