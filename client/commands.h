@@ -1,0 +1,101 @@
+// The commands of `hone`, one function each: options in, exit code out. Flags are defined in app.cc.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/context.h"
+
+namespace hone {
+
+struct SubmitOptions {
+  std::string file;
+  std::vector<std::string> sets;
+  bool watch = false;
+  bool validate_only = false;
+  int priority = 0;
+  int timeout_seconds = 0;
+  std::string request_id;
+};
+int RunSubmit(Context& context, const SubmitOptions& options);
+
+struct ListOptions {
+  std::vector<std::string> states;
+  size_t limit = 50;
+};
+int RunList(Context& context, const ListOptions& options);
+struct GetOptions {
+  std::string job;
+  bool spec = false;
+  bool resolved = false;
+};
+int RunGet(Context& context, const GetOptions& options);
+int RunWatch(Context& context, const std::string& job, int timeout_seconds);
+int RunLogs(Context& context, const std::string& job, bool follow);
+int RunCancel(Context& context, const std::vector<std::string>& jobs);
+
+struct PlanOptions {
+  std::string file;
+  std::vector<std::string> sets;
+  std::string device;
+};
+int RunPlan(Context& context, const PlanOptions& options);
+int RunDataValidate(Context& context, const std::string& file, const std::vector<std::string>& sets);
+int RunDataUpload(Context& context, const std::vector<std::string>& files);
+
+int RunModelsImport(Context& context, const std::string& path, const std::string& name);
+int RunModelsList(Context& context);
+int RunModelsGet(Context& context, const std::string& name);
+int RunModelsRemove(Context& context, const std::vector<std::string>& names);
+
+struct GenerateOptions {
+  std::string job;
+  std::string model;
+  bool base = false;
+  bool compare = false;
+  std::vector<std::string> prompts;
+  std::vector<std::string> questions;
+  std::vector<std::string> messages;
+  std::string file;
+  std::optional<double> temperature;
+  std::optional<double> top_p;
+  std::optional<uint32_t> top_k;
+  std::optional<uint32_t> max_new_tokens;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+};
+int RunGenerate(Context& context, const GenerateOptions& options);
+
+struct ExportOptions {
+  std::string job;
+  std::string output;
+  std::vector<std::string> only;
+};
+int RunExport(Context& context, const ExportOptions& options);
+
+struct SpecOptions {
+  std::string field;
+  std::string resolve;
+  std::vector<std::string> sets;
+  bool markdown = false;
+};
+int RunSpec(Context& context, const SpecOptions& options);
+
+int RunStatus(Context& context);
+struct DaemonCommandOptions {
+  std::string state_dir;
+  std::string program;
+  int wait_seconds = 30;
+  bool if_stale = false;
+  std::string metrics;                 // passed on
+  std::vector<std::string> arguments;  // passed on to honed as they are
+};
+int RunDaemonStart(Context& context, const DaemonCommandOptions& options);
+int RunDaemonStop(Context& context, int wait_seconds);
+int RunDaemonRestart(Context& context, const DaemonCommandOptions& options);
+int RunDaemonStatus(Context& context);
+int RunDoctor(Context& context);
+
+}  // namespace hone

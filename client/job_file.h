@@ -1,0 +1,31 @@
+// From a job file on this machine to a spec that the daemon can run: --set, early checks with line numbers, data
+// uploaded by digest, the model's path made absolute. Not here: what the daemon checks (data, model, plan).
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/client.h"
+#include "client/places.h"
+#include "hone/v1/spec.pb.h"
+
+namespace hone {
+
+struct JobFile {
+  v1::JobSpec spec;                 // as written, after --set
+  std::vector<std::string> advice;  // warnings for people
+  std::string folder;               // where the file lies
+};
+
+// "-" reads stdin. Relative paths in it are looked for in the current folder, then beside the job file.
+absl::StatusOr<JobFile> LoadJobFile(const std::string& path, const std::vector<std::string>& sets);
+
+// Absolute model path; data files uploaded and replaced by "sha256:<digest>". on_progress(path, done, total) may be
+// null.
+absl::Status PrepareForDaemon(const Environment& environment, Client& client,
+                              const std::function<void(const std::string&, uint64_t, uint64_t)>& on_progress,
+                              JobFile& file);
+
+}  // namespace hone

@@ -1,0 +1,107 @@
+// hone plan, data validate, data upload.
+#include "client/commands.h"
+#include "client/job_file.h"
+#include "client/report.h"
+#include "nlohmann/json.hpp"
+#include "proto/base/status.h"
+#include "proto/spec/message_json.h"
+#include "proto/spec/spec.h"
+
+namespace hone {
+namespace {
+
+// Loads, warns, uploads: what plan, validate and submit share.
+absl::StatusOr<v1::JobSpec> Prepared(Context& context, Client& client, JobFile file) {
+  StatusLine line(context.terminal);
+  HONE_RETURN_IF_ERROR(PrepareForDaemon(
+      context.environment, client,
+      [&](const std::string& path, uint64_t done, uint64_t total) {
+        line.Show(StrCat("uploading ", Printable(path), "  ", FormatBytes(done), " of ", FormatBytes(total)));
+      },
+      file));
+  return file.spec;
+}
+
+std::string PlanText(const v1::Plan& plan, bool colours) {
+  const v1::PlanBytes& bytes = plan.bytes();
+  Table table({"MEMORY", "BYTES", "", "SHARE"});
+  table.AlignRight(1);
+  table.AlignRight(2);
+  table.AlignRight(3);
+  const auto row = [&](const char* name, uint64_t value) {
+    const double share =
+        bytes.total() > 0 ? 100.0 * static_cast<double>(value) / static_cast<double>(bytes.total()) : 0;
+    table.Add({name, StrCat(value), FormatBytes(value), StrCat(static_cast<int>(share + 0.5), "%")});
+  };
+  row("weights", bytes.weights());
+  row("adapter", bytes.adapter());
+  row("gradients", bytes.gradients());
+  row("optimizer", bytes.optimizer());
+  row("saved", bytes.saved());
+  row("scratch", bytes.scratch());
+  row("context", bytes.context());
+  row("total", bytes.total());
+  std::string out = table.Render(colours);
+  out +=
+      StrCat("\n", plan.fits() ? Paint(colours, Colour::kGreen, "fits") : Paint(colours, Colour::kRed, "does not fit"),
+             " on ", Printable(plan.device()));
+  if (plan.budget_bytes() > 0) out += StrCat(", budget ", FormatBytes(plan.budget_bytes()));
+  out += StrCat("; host memory ", FormatBytes(plan.host_bytes()));
+  if (plan.pinned_bytes() > 0) out += StrCat(", pinned ", FormatBytes(plan.pinned_bytes()));
+  out += "\n";
+  if (plan.steps() > 0) {
+    out += StrCat(plan.steps(), " steps, ", FormatCount(static_cast<double>(plan.train_tokens())), " training tokens");
+    if (plan.tokens_per_second() > 0)
+      out += StrCat(", about ", FormatCount(plan.tokens_per_second()), " tok/s, ", FormatDuration(plan.seconds()));
+    out += "\n";
+  }
+  out += StrCat("policy ", Printable(plan.policy()), ": micro-batch ", plan.micro_batch_tokens(), " tokens, packing ",
+                plan.packing() ? "on" : "off", ", recompute ", Printable(plan.recompute()), ", head chunk ",
+                plan.head_chunk_rows(), " rows\n");
+  if (!plan.reason().empty()) out += StrCat("why: ", Printable(plan.reason()), "\n");
+  if (plan.changes_size() > 0) out += plan.fits() ? "changes:\n" : "smallest changes that would fit:\n";
+  for (const std::string& change : plan.changes()) out += StrCat("  ", Printable(change), "\n");
+  return out;
+}
+
+}  // namespace
+
+int RunPlan(Context& context, const PlanOptions& options) {
+  HONE_TRY(JobFile file, LoadJobFile(options.file, options.sets));
+  for (const std::string& advice : file.advice) Warn(context, advice);
+  HONE_TRY(Client* const client, context.Connect());
+  HONE_TRY(const v1::JobSpec spec, Prepared(context, *client, std::move(file)));
+  HONE_TRY(const v1::PlanJobResponse response, client->PlanJob(spec, options.device));
+  Out(context.json() ? MessageToJson(response.plan()) + "\n" : PlanText(response.plan(), context.terminal.out_colours));
+  return kExitOk;
+}
+
+int RunDataValidate(Context& context, const std::string& path, const std::vector<std::string>& sets) {
+  HONE_TRY(JobFile file, LoadJobFile(path, sets));
+  HONE_TRY(Client* const client, context.Connect());
+  HONE_TRY(const v1::JobSpec spec, Prepared(context, *client, std::move(file)));
+  HONE_TRY(const v1::ValidateDataResponse response, client->ValidateData(spec));
+  Out(context.json() ? OneLineJson(response.report_json()) + "\n" : RenderReport(response.report_json()));
+  return kExitOk;
+}
+
+int RunDataUpload(Context& context, const std::vector<std::string>& files) {
+  HONE_TRY(Client* const client, context.Connect());
+  for (const std::string& path : files) {
+    StatusLine line(context.terminal);
+    const absl::StatusOr<std::string> digest =
+        client->UploadFile(AbsolutePath(context.environment, path), [&](uint64_t done, uint64_t total) {
+          line.Show(StrCat("uploading ", Printable(path), "  ", FormatBytes(done), " of ", FormatBytes(total)));
+        });
+    line.Clear();
+    if (!digest.ok()) return Fail(context, digest.status());
+    nlohmann::ordered_json row;
+    row["path"] = path;
+    row["name"] = "sha256:" + *digest;
+    Out(context.json() ? row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
+                       : StrCat("sha256:", *digest, "\n"));
+  }
+  return kExitOk;
+}
+
+}  // namespace hone
