@@ -10,10 +10,6 @@ namespace hone::jinja {
 
 namespace {
 
-bool OneOf(std::string_view name, std::initializer_list<std::string_view> names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
 int64_t IntArgument(const Arguments& arguments, size_t index, std::string_view name, int64_t otherwise) {
   const Value* value = arguments.Find(index, name);
   if (value == nullptr || value->IsNone()) return otherwise;

@@ -1,7 +1,5 @@
 #include "engine/text/jinja_lexer.h"
 
-#include <unicode/uchar.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
@@ -28,8 +26,8 @@ std::string Normalize(std::string_view source) {
   return out;
 }
 
-bool IsNameStart(uint32_t c) { return c == '_' || u_isalpha(static_cast<UChar32>(c)); }
-bool IsNamePart(uint32_t c) { return c == '_' || u_isalnum(static_cast<UChar32>(c)); }
+bool IsNameStart(uint32_t c) { return c == '_' || IsLetter(c); }
+bool IsNamePart(uint32_t c) { return c == '_' || IsLetterOrNumber(c); }
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
 class Lexer {

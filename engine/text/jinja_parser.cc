@@ -616,7 +616,7 @@ class Parser {
 
   std::string ParseDottedName() {
     std::string name = ExpectName();
-    while (Accept(".")) name += "." + ExpectName();
+    while (Accept(".")) name = StrCat(name, ".", ExpectName());
     return name;
   }
 

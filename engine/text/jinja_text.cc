@@ -1,9 +1,9 @@
 #include "engine/text/jinja_text.h"
 
-#include <unicode/uchar.h>
-#include <unicode/ustring.h>
+#include <utf8proc.h>
 
 #include <algorithm>
+#include <array>
 
 #include "engine/text/jinja_error.h"
 
@@ -172,33 +172,37 @@ ByteRange StripRange(std::string_view bytes, const std::string* chars, bool left
 
 namespace {
 
-using IcuMap = int32_t (*)(UChar*, int32_t, const UChar*, int32_t, const char*, UErrorCode*);
+// Characters whose other case is several characters: SpecialCasing.txt's unconditional lines that chat text may meet.
+struct SpecialCase {
+  uint32_t c;
+  std::string_view upper, title;
+};
+constexpr std::array kSpecialCases = {
+    SpecialCase{0xdf, "SS", "Ss"},
+    SpecialCase{0x149, "\xca\xbcN", "\xca\xbcN"},
+    SpecialCase{0xfb00, "FF", "Ff"},
+    SpecialCase{0xfb01, "FI", "Fi"},
+    SpecialCase{0xfb02, "FL", "Fl"},
+    SpecialCase{0xfb03, "FFI", "Ffi"},
+    SpecialCase{0xfb04, "FFL", "Ffl"},
+    SpecialCase{0xfb05, "ST", "St"},
+    SpecialCase{0xfb06, "ST", "St"},
+};
 
-std::string MapOne(uint32_t c, IcuMap map) {
-  UChar in[2], out[16];
-  int32_t in_length = 0;
-  UErrorCode error = U_ZERO_ERROR;
-  const auto code = static_cast<UChar32>(c);
-  u_strFromUTF32(in, 2, &in_length, &code, 1, &error);
-  const int32_t length = U_SUCCESS(error) ? map(out, 16, in, in_length, "", &error) : 0;
-  std::string result;
-  if (U_FAILURE(error)) {
-    AppendUtf8(result, c);
-    return result;
-  }
-  for (int32_t i = 0; i < length;) {
-    UChar32 mapped;
-    U16_NEXT(out, i, length, mapped);
-    AppendUtf8(result, static_cast<uint32_t>(mapped));
-  }
-  return result;
+std::string OneChar(int32_t c) {
+  std::string out;
+  AppendUtf8(out, static_cast<uint32_t>(c));
+  return out;
 }
 
-int32_t TitleMap(UChar* out, int32_t capacity, const UChar* in, int32_t length, const char* locale, UErrorCode* error) {
-  return u_strToTitle(out, capacity, in, length, nullptr, locale, error);
-}
+int32_t Code(uint32_t c) { return static_cast<int32_t>(c); }
 
-bool Ignorable(uint32_t c) { return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_CASE_IGNORABLE); }
+bool Ignorable(uint32_t c) {
+  if (c == '\'' || c == '.' || c == ':' || c == '^' || c == '`' || c == 0xb7 || c == 0x2019) return true;
+  const utf8proc_category_t category = utf8proc_category(Code(c));
+  return category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_ME || category == UTF8PROC_CATEGORY_CF ||
+         category == UTF8PROC_CATEGORY_LM || category == UTF8PROC_CATEGORY_SK;
+}
 
 // Whether the sigma at `at` ends a word: a cased letter before it and none after, case-ignorable characters skipped.
 bool IsFinalSigma(std::string_view bytes, size_t at) {
@@ -223,23 +227,40 @@ bool IsFinalSigma(std::string_view bytes, size_t at) {
 }  // namespace
 
 std::string UpperChar(uint32_t c) {
-  if (c < 0x80) return std::string(1, static_cast<char>(c >= 'a' && c <= 'z' ? c - 32 : c));
-  return MapOne(c, u_strToUpper);
+  for (const SpecialCase& special : kSpecialCases) {
+    if (special.c == c) return std::string(special.upper);
+  }
+  return OneChar(utf8proc_toupper(Code(c)));
 }
 
 std::string TitleChar(uint32_t c) {
-  if (c < 0x80) return UpperChar(c);
-  return MapOne(c, TitleMap);
+  for (const SpecialCase& special : kSpecialCases) {
+    if (special.c == c) return std::string(special.title);
+  }
+  return OneChar(utf8proc_totitle(Code(c)));
 }
 
 std::string LowerChar(std::string_view bytes, size_t at) {
   const uint32_t c = CharAt(bytes, at);
-  if (c < 0x80) return std::string(1, static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c));
   if (c == 0x3a3) return IsFinalSigma(bytes, at) ? "\xcf\x82" : "\xcf\x83";
-  return MapOne(c, u_strToLower);
+  if (c == 0x130) return "i\xcc\x87";
+  return OneChar(utf8proc_tolower(Code(c)));
 }
 
-bool IsCased(uint32_t c) { return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_CASED); }
+bool IsCased(uint32_t c) {
+  const utf8proc_category_t category = utf8proc_category(Code(c));
+  return category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL || category == UTF8PROC_CATEGORY_LT;
+}
+
+bool IsLetter(uint32_t c) {
+  const utf8proc_category_t category = utf8proc_category(Code(c));
+  return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+}
+
+bool IsLetterOrNumber(uint32_t c) {
+  const utf8proc_category_t category = utf8proc_category(Code(c));
+  return IsLetter(c) || (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO);
+}
 
 TextPtr MapCase(const Text& text, CaseMap map, Budget* budget) {
   TextBuilder out(budget);
@@ -267,7 +288,7 @@ TextPtr MapCase(const Text& text, CaseMap map, Budget* budget) {
         break;
       }
     }
-    if (c >= 0x80 && length == 1) mapped.assign(bytes.substr(at, 1));  // a stray byte stays as it is
+    if (c >= 0x80 && length == 1) mapped = std::string(1, bytes[at]);  // a stray byte stays as it is
     out.AppendAs(mapped, text, at, at + length);
   }
   if (text.bytes.empty()) out.Append(text);

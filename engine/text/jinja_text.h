@@ -86,11 +86,14 @@ struct ByteRange {
 };
 ByteRange StripRange(std::string_view bytes, const std::string* chars, bool left, bool right);
 
-// One character in another case, as Python maps it (one to several code points).
+// One character in another case, as Python maps it (one to several code points), except for a few dozen rare characters of
+// Unicode's SpecialCasing.txt.
 std::string UpperChar(uint32_t c);
 std::string TitleChar(uint32_t c);
 std::string LowerChar(std::string_view bytes, size_t at);  // in context: a final sigma
 bool IsCased(uint32_t c);
+bool IsLetter(uint32_t c);
+bool IsLetterOrNumber(uint32_t c);
 
 enum class CaseMap { kUpper, kLower, kTitle, kCapitalize, kJinjaTitle };
 TextPtr MapCase(const Text& text, CaseMap map, Budget* budget);

@@ -204,7 +204,8 @@ void AppendStringRepr(const Text& text, TextBuilder* out) {
     const uint32_t c = CharAt(text.bytes, at);
     std::string escape;
     if (c == static_cast<unsigned char>(quote) || c == '\\') {
-      escape = {'\\', static_cast<char>(c)};
+      escape = "\\";
+      escape.push_back(static_cast<char>(c));
     } else if (c == '\n' || c == '\r' || c == '\t') {
       escape = c == '\n' ? "\\n" : c == '\r' ? "\\r" : "\\t";
     } else if (c < 0x20 || (c >= 0x7f && c <= 0xa0) || c == 0xad) {

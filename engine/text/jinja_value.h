@@ -46,7 +46,7 @@ class Value {
                                BuiltinRef, std::shared_ptr<const BoundMethod>>;
   Value() : v_(Undefined{}) {}
   template <typename T>
-    requires(!std::is_same_v<std::decay_t<T>, Value>)
+    requires(!std::is_same_v<std::decay_t<T>, Value> && std::is_constructible_v<Variant, T>)
   Value(T&& v) : v_(std::forward<T>(v)) {}
 
   template <typename T>
