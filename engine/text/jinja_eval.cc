@@ -300,7 +300,10 @@ Value Evaluator::EvalInner(const Expr& expr) {
       return ApplyTest(expr.name, value, EvalArguments(expr));
     }
     case ExprKind::kNot: return !Truth(Eval(*expr.items[0]));
-    case ExprKind::kNegate: return Numeric("-", int64_t{0}, Eval(*expr.items[0]));
+    case ExprKind::kNegate: {
+      const Value value = Eval(*expr.items[0]);
+      return value.Is<double>() ? Value(-value.As<double>()) : Numeric("-", int64_t{0}, value);
+    }
     case ExprKind::kPlus: return Numeric("+", int64_t{0}, Eval(*expr.items[0]));
     case ExprKind::kAnd: {
       Value left = Eval(*expr.items[0]);
@@ -516,7 +519,7 @@ std::optional<Value> Evaluator::MethodOrNull(const Value& object, const std::str
 Value Evaluator::GetAttribute(const Value& object, const std::string& name) {
   if (object.IsUndefined()) Fail(UndefinedText(object));
   if (name.size() > 4 && name.starts_with("__") && name.ends_with("__")) {
-    Fail("access to attribute '", name, "' of a ", TypeName(object), " is not allowed");
+    return MakeUndefined(StrCat("access to attribute '", name, "' of a ", TypeName(object), " is not allowed"));
   }
   if (object.Is<LoopState*>()) return LoopAttribute(object.As<LoopState*>(), name);
   if (object.Is<Namespace*>()) {

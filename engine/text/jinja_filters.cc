@@ -202,7 +202,11 @@ std::optional<Value> Evaluator::ListFilter(const std::string& name, const Value&
   if (name == "min" || name == "max") return MinMax(operand, arguments, name == "min");
   if (name == "batch") return Batch(operand, arguments);
   if (name == "sum") return Sum(operand, arguments);
-  if (name == "attr") return GetAttribute(operand, Str(arguments.Need(0, "name", "attr"))->bytes);
+  if (name == "attr") {  // attributes only, never a dict's keys
+    const std::string attribute = Str(arguments.Need(0, "name", "attr"))->bytes;
+    if (!operand.IsDict()) return GetAttribute(operand, attribute);
+    return MethodOrNull(operand, attribute).value_or(MakeUndefined(StrCat("'dict object' has no attribute '", attribute, "'")));
+  }
   return std::nullopt;
 }
 

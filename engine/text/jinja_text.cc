@@ -262,6 +262,12 @@ bool IsLetterOrNumber(uint32_t c) {
   return IsLetter(c) || (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO);
 }
 
+bool IsPrintable(uint32_t c) {
+  if (c == ' ') return true;
+  const utf8proc_category_t category = utf8proc_category(Code(c));
+  return category != UTF8PROC_CATEGORY_CN && category < UTF8PROC_CATEGORY_ZS;  // separators and "other" follow
+}
+
 TextPtr MapCase(const Text& text, CaseMap map, Budget* budget) {
   TextBuilder out(budget);
   const std::string_view bytes = text.bytes;

@@ -94,6 +94,7 @@ std::string LowerChar(std::string_view bytes, size_t at);  // in context: a fina
 bool IsCased(uint32_t c);
 bool IsLetter(uint32_t c);
 bool IsLetterOrNumber(uint32_t c);
+bool IsPrintable(uint32_t c);  // Python's str.isprintable
 
 enum class CaseMap { kUpper, kLower, kTitle, kCapitalize, kJinjaTitle };
 TextPtr MapCase(const Text& text, CaseMap map, Budget* budget);

@@ -208,12 +208,9 @@ void AppendStringRepr(const Text& text, TextBuilder* out) {
       escape.push_back(static_cast<char>(c));
     } else if (c == '\n' || c == '\r' || c == '\t') {
       escape = c == '\n' ? "\\n" : c == '\r' ? "\\r" : "\\t";
-    } else if (c < 0x20 || (c >= 0x7f && c <= 0xa0) || c == 0xad) {
-      escape = "\\x";
-      AppendHex(escape, c, 2);
-    } else if (c > 0xff && IsSpace(c)) {
-      escape = "\\u";
-      AppendHex(escape, c, 4);
+    } else if (!IsPrintable(c)) {
+      escape = c < 0x100 ? "\\x" : c < 0x10000 ? "\\u" : "\\U";
+      AppendHex(escape, c, c < 0x100 ? 2 : c < 0x10000 ? 4 : 8);
     } else {
       continue;
     }

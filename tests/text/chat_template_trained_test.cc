@@ -96,18 +96,18 @@ TEST(ChatTemplateTrained, SurvivesStringOperations) {
   const Json messages = Messages({{"user", "u"}, {"assistant", "  one, TWO three  "}});
   const std::pair<const char*, const char*> cases[] = {
       {"{{ c | trim }}", "⟦one, TWO three⟧"},
-      {"{{ c[2:5] }}|{{ c[0] }}", "⟦one⟧|⟦ ⟧"},
+      {"{{ c[2:5] }}|{{ c[0] }}", "⟦one| ⟧"},
       {"{{ c.split(',')[1] }}", "⟦ TWO three  ⟧"},
       {"{{ c.split() | join('-') }}", "⟦one,-TWO-three⟧"},
       {"{{ c.replace('TWO', 'zwei') }}", "⟦  one, zwei three  ⟧"},
-      {"{{ c | trim | upper }}/{{ c | trim | title }}", "⟦ONE, TWO THREE⟧/⟦One, Two Three⟧"},
+      {"{{ c | trim | upper }}/{{ c | trim | title }}", "⟦ONE, TWO THREE/One, Two Three⟧"},
       {"{{ '[' ~ c.strip() ~ ']' }}", "[⟦one, TWO three⟧]"},
       {"{{ 'a' + c.strip() + 'b' }}<end>c", "a⟦one, TWO threeb<end>⟧c"},
       {"{% set x %}>{{ c | trim }}{% endset %}{{ x }}", ">⟦one, TWO three⟧"},
       {"{% macro m(v) %}({{ v | trim }}){% endmacro %}{{ m(c) }}", "(⟦one, TWO three⟧)"},
       {"{% filter trim %}{{ c }}{% endfilter %}", "⟦one, TWO three⟧"},
-      {"{{ '%s' % c.strip() }}|{{ '{}'.format(c.strip()) }}", "⟦one, TWO three⟧|⟦one, TWO three⟧"},
-      {"{{ [c.strip()] | first }}|{{ {'k': c.strip()}.k }}", "⟦one, TWO three⟧|⟦one, TWO three⟧"},
+      {"{{ '%s' % c.strip() }}|{{ '{}'.format(c.strip()) }}", "⟦one, TWO three|one, TWO three⟧"},
+      {"{{ [c.strip()] | first }}|{{ {'k': c.strip()}.k }}", "⟦one, TWO three|one, TWO three⟧"},
       {"{{ c.strip() | tojson }}", "\"⟦one, TWO three⟧\""},
       {"{{ c.strip()[::-1] }}", "⟦eerht OWT ,eno⟧"},
       {"{{ c.strip() | list | join }}", "⟦one, TWO three⟧"},
@@ -130,7 +130,7 @@ TEST(ChatTemplateTrained, EndOfTurnStopsAtOtherData) {
 
 TEST(ChatTemplateTrained, FirstSpecialTokenEnds) {
   EXPECT_EQ(RenderMarked("{{ messages[0].content }} .</s><end>", Messages({{"assistant", "a"}})), "⟦a .</s>⟧<end>");
-  EXPECT_EQ(RenderMarked("{{ messages[0].content }}{{ eos_token }}\n", Messages({{"assistant", "a"}})), "⟦a</s>⟧\n");
+  EXPECT_EQ(RenderMarked("{{ messages[0].content }}{{ eos_token }}\n.", Messages({{"assistant", "a"}})), "⟦a</s>⟧\n.");
 }
 
 TEST(ChatTemplateTrained, TurnsNameTheirMessage) {
