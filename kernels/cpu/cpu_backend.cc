@@ -15,7 +15,8 @@
 namespace hone {
 namespace {
 
-// What OpenBLAS keeps per calling thread for packed panels: resident bytes seen after products of a model's sizes.
+// What OpenBLAS may touch per calling thread for packed panels, 384 deep and as wide as the rows of a product: 1.3 MiB seen
+// at SmolLM2's sizes; this covers 20,000 rows.
 constexpr uint64_t kBlasBytesPerThread = uint64_t{32} << 20;
 constexpr int kMaxThreads = 1024;
 
