@@ -2,9 +2,10 @@
 // (kl_pairs.h), whole data sets (dataset.h), packing (packing.h).
 //
 // Message rows: rendered once, tokenised without added special tokens (the template writes them); a token is trained if its
-// byte span begins inside a trained span of the rendering (chat_template.h), so a token that straddles the start of a span
-// is not trained and one that straddles its end is. With a prompt only the completion's messages are trained; for KTO a
-// `messages` row's completion is its last assistant message. KTO's answer begins at the first trained token and ends with the last.
+// bytes and a trained span of the rendering (chat_template.h) overlap. So a token that merges the template's last character with
+// the content's first is trained, as TRL's step back by one token does it. With a prompt only the completion's messages are
+// trained; for KTO a `messages` row's completion is its last assistant message. KTO's answer begins at the first trained token
+// and ends with the last: what the template writes after the end-of-turn is left out.
 //
 // String rows, SFT (as TRL 0.24's SFTTrainer): EOS's text appended if the text does not end with it, then tokenised with the
 // tokenizer's own special tokens; prompt + completion is tokenised as one text and what lies past the prompt's own number of
@@ -12,9 +13,10 @@
 //
 // String rows, KTO (as TRL 0.24's KTOTrainer): prompt and prompt + completion are tokenised without special tokens; the
 // answer is what lies past the prompt's number of tokens, one less if the prompt's ids are not a prefix. If prompt + answer
-// exceed the budget (max_length, less one for a BOS and one for an EOS still to be added) the prompt keeps its last
-// max_prompt_length ids; if they still do the answer keeps its first budget - max_prompt_length. Then BOS (if the tokenizer has
-// one) and EOS are added where missing. Message rows and ids rows: the same truncation, nothing added.
+// exceed the budget (max_length, less one if the prompt does not begin with BOS, which a tokenizer without BOS never does, and
+// less one if the answer does not end with EOS) the prompt keeps its last max_prompt_length ids; if they still do the answer
+// keeps its first budget - max_prompt_length. Then BOS (if the tokenizer has one) and EOS are added where missing. Message rows
+// and ids rows: the same truncation with budget max_length, nothing added.
 #pragma once
 
 #include <cstdint>
@@ -57,17 +59,19 @@ struct Example {
 struct KtoParts {
   std::vector<int32_t> prompt, answer;
   std::vector<uint8_t> answer_trained;  // one per id of answer; an added EOS is trained
-  std::optional<int32_t> bos, eos;      // to be added where missing; nullopt: nothing is added
+  bool raw_text = false;                // a string row: BOS and EOS are added where missing
+  std::optional<int32_t> bos, eos;      // the tokenizer's, if raw_text
   bool label = true;
-  uint64_t row = 0;
+  uint64_t row = 0, line = 0;
 };
 
+// Errors begin with "row 17 (line 17): ".
 // SFT. Errors: no supervised token (also when truncation cut them all), a template that cannot be traced, bad ids.
 absl::StatusOr<Example> MakeSftExample(const Row& row, const TextTools& tools, const ExampleOptions& options);
 
 // KTO. Errors: no label, kinds without a completion (`text`, `ids`).
-absl::StatusOr<KtoParts> MakeKtoParts(const Row& row, const TextTools& tools, const ExampleOptions& options);
-// Truncates and adds BOS/EOS. An error if the example is too long and max_prompt_length leaves no room for an answer.
+absl::StatusOr<KtoParts> MakeKtoParts(const Row& row, const TextTools& tools);
+// Truncates and adds BOS/EOS. Errors: too long and max_prompt_length leaves no room for an answer; no supervised token.
 absl::StatusOr<Example> MakeKtoExample(const KtoParts& parts, const ExampleOptions& options);
 
 }  // namespace hone
