@@ -56,6 +56,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(DaemonOptions options) {
   HONE_RETURN_IF_ERROR(daemon->Open());
   HONE_RETURN_IF_ERROR(daemon->Listen());
   daemon->scheduler_->Start();
+  daemon->Tick();
   return daemon;
 }
 

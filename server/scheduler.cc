@@ -1,5 +1,6 @@
 #include "server/scheduler.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -75,8 +76,10 @@ void Scheduler::Loop() {
   while (true) {
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, kTick, [this] { return poked_ || draining_; });
+      const auto tick = std::chrono::steady_clock::now() + kTick;
+      changed_.wait_until(lock, std::min(tick, look_again_), [this] { return poked_ || draining_; });
       poked_ = false;
+      look_again_ = std::chrono::steady_clock::time_point::max();
       if (draining_) return;
     }
     Reap();
@@ -136,7 +139,10 @@ void Scheduler::StartNext() {
     std::lock_guard lock(mutex_);
     if (draining_ || running_.contains(job.id)) return;
     const auto delayed = not_before_.find(job.id);
-    if (delayed != not_before_.end() && std::chrono::steady_clock::now() < delayed->second) return;
+    if (delayed != not_before_.end() && std::chrono::steady_clock::now() < delayed->second) {
+      look_again_ = delayed->second;
+      return;
+    }
     if (!FitsNow(job)) return;
     not_before_.erase(job.id);
     Running& running = running_[job.id];

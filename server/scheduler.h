@@ -61,6 +61,7 @@ class Scheduler {
   std::condition_variable changed_;
   bool poked_ = false;
   bool draining_ = false;
+  std::chrono::steady_clock::time_point look_again_ = std::chrono::steady_clock::time_point::max();
   std::map<std::string, Running> running_;
   std::map<std::string, std::chrono::steady_clock::time_point> not_before_;
   std::string waiting_for_memory_;  // the job that was last said to wait

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "proto/base/status.h"
+#include "proto/spec/spec.h"
 #include "server/store/schema.h"
 #include "server/store/states.h"
 
@@ -51,11 +52,11 @@ absl::StatusOr<int64_t> ParsePageToken(char list, const std::string& token) {
     const auto parsed = std::from_chars(token.data() + 1, end, ordinal);
     if (parsed.ec == std::errc() && parsed.ptr == end && ordinal > 0) return ordinal;
   }
-  return InvalidArgument("page_token: not a token that this list gave");
+  return FieldError("page_token", "not a token that this list gave");
 }
 
 absl::StatusOr<int> PageSize(int asked) {
-  if (asked < 0) return InvalidArgument("page_size: must not be negative");
+  if (asked < 0) return FieldError("page_size", "must not be negative");
   return asked == 0 ? kDefaultPageSize : std::min(asked, kMaxPageSize);
 }
 
@@ -223,10 +224,10 @@ absl::StatusOr<int64_t> Store::Failures(const std::string& id) {
 }
 
 absl::StatusOr<std::string> Store::ResolveJobName(std::string_view name) {
-  if (name.size() > kMaxNameBytes) return InvalidArgument("name: at most ", kMaxNameBytes, " bytes");
+  if (name.size() > kMaxNameBytes) return FieldError("name", StrCat("at most ", kMaxNameBytes, " bytes"));
   if (name.substr(0, 5) == "jobs/") name.remove_prefix(5);
   if (!IsIdText(name)) {
-    return InvalidArgument("name: a job is named \"jobs/<id>\", by its id, or by the first characters of its id");
+    return FieldError("name", "a job is named \"jobs/<id>\", by its id, or by the first characters of its id");
   }
   std::lock_guard lock(mutex_);
   HONE_ASSIGN_OR_RETURN(Statement statement,
@@ -237,7 +238,7 @@ absl::StatusOr<std::string> Store::ResolveJobName(std::string_view name) {
   const std::string id = statement.Text(0);
   if (id == name) return id;
   HONE_ASSIGN_OR_RETURN(const bool second, statement.Step());
-  if (second) return InvalidArgument("name: more than one job begins with \"", name, "\"; give more characters");
+  if (second) return FieldError("name", StrCat("more than one job begins with \"", name, "\"; give more characters"));
   return id;
 }
 
@@ -250,7 +251,7 @@ absl::StatusOr<JobPage> Store::ListJobs(int page_size, const std::string& page_t
   }
   std::string filter;
   for (const v1::JobState state : states) {
-    if (!v1::JobState_IsValid(state)) return InvalidArgument("states: ", static_cast<int>(state), " is no state");
+    if (!v1::JobState_IsValid(state)) return FieldError("states", StrCat(static_cast<int>(state), " is no state"));
     filter += StrCat(filter.empty() ? " AND state IN (" : ", ", static_cast<int>(state));
   }
   if (!filter.empty()) filter += ")";
@@ -340,8 +341,8 @@ absl::StatusOr<std::optional<v1::Job>> Store::ReadRequest(std::string_view reque
   if (!found) return std::nullopt;
   const std::string id = statement.Text(1);
   if (statement.Text(0) != fingerprint) {
-    return InvalidArgument("request_id: was used before, for job ", id,
-                           " with another spec; a new request needs a new request_id");
+    return FieldError("request_id", StrCat("was used before, for job ", id,
+                                           " with another spec; a new request needs a new request_id"));
   }
   HONE_ASSIGN_OR_RETURN(v1::Job job, ReadJob(id, true));
   return job;

@@ -1,0 +1,182 @@
+// The real honed, killed with SIGKILL at random moments while clients submit and retry: nothing acknowledged is lost,
+// nothing runs twice, every event sequence has no gap. Also: SIGTERM, Shutdown, flags.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "proto/base/file.h"
+#include "server/job_lock.h"
+#include "server/store/store.h"
+#include "tests/server/daemon_harness.h"
+
+namespace hone {
+namespace {
+
+using std::chrono::milliseconds;
+
+class Honed {
+ public:
+  explicit Honed(const Folder& folder) : folder_(folder) {}
+  ~Honed() {
+    if (pid_ > 0) Kill(SIGKILL);
+  }
+  void Start() {
+    const std::vector<std::string> words = {HONED,       "--state-dir", folder_ / "state", "--socket", folder_ / "s",
+                                            "--metrics", "off",         "--worker",        FAKE_WORKER};
+    std::vector<char*> argv;
+    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    const std::string log = folder_ / "honed.log";
+    pid_ = fork();
+    if (pid_ != 0) return;
+    const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+    dup2(fd, 2);
+    execv(argv[0], argv.data());
+    _exit(127);
+  }
+  int Kill(int signal) {
+    kill(pid_, signal);
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return status;
+  }
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return status;
+  }
+
+ private:
+  const Folder& folder_;
+  pid_t pid_ = 0;
+};
+
+TEST(Chaos, NothingIsLostOrDoubledUnderKill9) {
+  constexpr int kJobs = 24;
+  constexpr int kKills = 12;
+  constexpr int kClients = 4;
+  Folder folder;
+  Honed honed(folder);
+  honed.Start();
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(StrCat("seed ", seed));
+  std::mt19937 random(seed);
+
+  std::mutex mutex;
+  std::map<std::string, std::string> acknowledged;  // request id -> job
+  std::atomic<int> next{0};
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&] {
+      Client client(folder / "s");
+      while (true) {
+        const int n = next++;
+        if (n >= kJobs) return;
+        const std::string request_id = StrCat("00000000-0000-4000-8000-", 100000000000 + n);
+        const v1::JobSpec spec = FakeSpec(folder, "steps=6 sleep=30");
+        v1::Job job;
+        grpc::Status status;
+        do {
+          status = client.Create(spec, &job, request_id);
+        } while (status.error_code() == grpc::StatusCode::UNAVAILABLE);
+        EXPECT_TRUE(status.ok()) << status.error_message();
+        std::lock_guard lock(mutex);
+        acknowledged[request_id] = job.id();
+      }
+    });
+  }
+  for (int i = 0; i < kKills; ++i) {
+    std::this_thread::sleep_for(milliseconds(100 + random() % 500));
+    honed.Kill(SIGKILL);
+    honed.Start();
+  }
+  for (std::thread& client : clients) client.join();
+  ASSERT_EQ(acknowledged.size(), static_cast<size_t>(kJobs));
+
+  Client client(folder / "s");
+  int restarts = 0;
+  for (const auto& [request_id, id] : acknowledged) {
+    const v1::Job job = client.Await(id);
+    EXPECT_EQ(job.state(), v1::SUCCEEDED) << id << " " << job.state_message();
+    ExpectGapless(client.Watch(id));
+    for (const v1::Attempt& attempt : job.attempts()) {
+      EXPECT_TRUE(attempt.exit() == "succeeded" || attempt.exit() == "daemon-restart") << id << " " << attempt.exit();
+      restarts += attempt.exit() == "daemon-restart";
+    }
+    const auto weights = ReadFile(folder / "state/jobs/" + id + "/output/adapter/adapter_model.safetensors");
+    ASSERT_TRUE(weights.ok());
+    EXPECT_EQ(*weights, "weights after 6 steps\n");
+    v1::Job again;
+    EXPECT_TRUE(client.Create(FakeSpec(folder, "steps=6 sleep=30"), &again, request_id).ok());
+    EXPECT_EQ(again.id(), id);
+  }
+  EXPECT_TRUE(WIFEXITED(honed.Kill(SIGTERM)));
+  auto store = Store::Open(folder / "state/hone.db");
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto counts = (*store)->CountJobs();
+  EXPECT_EQ(counts->size(), 1u);
+  EXPECT_EQ(counts->at(v1::SUCCEEDED), static_cast<uint64_t>(kJobs));
+  std::printf("%d jobs, %d kills of the daemon, %d attempts ended by them, lost=0 doubled=0\n", kJobs, kKills, restarts);
+}
+
+TEST(Honed, SigtermDrainsAndExitsWithZero) {
+  Folder folder;
+  Honed honed(folder);
+  honed.Start();
+  Client client(folder / "s");
+  const std::string running = client.MustCreate(FakeSpec(folder, "steps=60 sleep=20"));
+  const std::string waiting = client.MustCreate(FakeSpec(folder, "steps=1"));
+  ASSERT_TRUE(client.AwaitState(running, v1::RUNNING));
+  const int status = honed.Kill(SIGTERM);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_FALSE(std::filesystem::exists(folder / "s"));
+  {
+    auto store = Store::Open(folder / "state/hone.db");
+    EXPECT_EQ((*store)->GetJob(running)->state(), v1::QUEUED);
+    EXPECT_EQ((*store)->GetJob(running)->attempts(0).exit(), "daemon-restart");
+    EXPECT_EQ((*store)->GetJob(waiting)->state(), v1::QUEUED);
+  }
+  honed.Start();
+  EXPECT_EQ(client.Await(running).state(), v1::SUCCEEDED);
+  EXPECT_EQ(client.Await(waiting).state(), v1::SUCCEEDED);
+  grpc::ClientContext context;
+  v1::ShutdownResponse response;
+  EXPECT_TRUE(client.daemon->Shutdown(&context, {}, &response).ok());
+  EXPECT_EQ(honed.Wait(), 0);
+}
+
+TEST(Honed, WorkersDieWithTheDaemon) {
+  Folder folder;
+  Honed honed(folder);
+  honed.Start();
+  Client client(folder / "s");
+  const std::string id = client.MustCreate(FakeSpec(folder, "hang-hard=1"));
+  ASSERT_TRUE(client.AwaitState(id, v1::RUNNING));
+  honed.Kill(SIGKILL);
+  // Its lock is free at once or nearly so: nobody is left who could write.
+  const std::string lock = folder / "state/jobs/" + id + "/lock";
+  bool free = false;
+  for (int i = 0; i < 100 && !free; ++i) {
+    free = FileLock::TryAcquire(lock).ok();
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_TRUE(free);
+}
+
+TEST(Honed, Flags) {
+  EXPECT_EQ(system(HONED " --version > /dev/null"), 0);
+  EXPECT_EQ(WEXITSTATUS(system(HONED " --no-such-flag 2> /dev/null")), 2);
+  EXPECT_EQ(WEXITSTATUS(system(HONED " --log-level loud 2> /dev/null")), 2);
+}
+
+}  // namespace
+}  // namespace hone

@@ -1,0 +1,236 @@
+// Parts of the daemon by themselves: frames, errors, metrics, places, executor, hub, files.
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <thread>
+
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "prometheus/text_serializer.h"
+#include "proto/base/frame.h"
+#include "proto/base/status.h"
+#include "server/errors.h"
+#include "server/event_hub.h"
+#include "server/executor.h"
+#include "server/file_access.h"
+#include "server/metrics.h"
+#include "server/models_service.h"
+#include "server/places.h"
+
+namespace hone {
+namespace {
+
+class FrameTest : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds_), 0); }
+  void TearDown() override {
+    close(fds_[0]);
+    if (fds_[1] >= 0) close(fds_[1]);
+  }
+  void Raw(const std::string& bytes) {
+    ASSERT_EQ(write(fds_[1], bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+    close(fds_[1]);
+    fds_[1] = -1;
+  }
+  int fds_[2];
+};
+
+TEST_F(FrameTest, RoundTrips) {
+  std::string big(3 << 20, 'x');
+  big[12345] = '\0';
+  std::thread writer([&] {
+    EXPECT_TRUE(WriteFrame(fds_[1], "").ok());
+    EXPECT_TRUE(WriteFrame(fds_[1], "abc").ok());
+    EXPECT_TRUE(WriteFrame(fds_[1], big).ok());
+    close(fds_[1]);
+    fds_[1] = -1;
+  });
+  std::string bytes = "old";
+  EXPECT_TRUE(*ReadFrame(fds_[0], &bytes));
+  EXPECT_EQ(bytes, "");
+  EXPECT_TRUE(*ReadFrame(fds_[0], &bytes));
+  EXPECT_EQ(bytes, "abc");
+  EXPECT_TRUE(*ReadFrame(fds_[0], &bytes));
+  EXPECT_EQ(bytes, big);
+  EXPECT_FALSE(*ReadFrame(fds_[0], &bytes));
+  writer.join();
+}
+
+TEST_F(FrameTest, RefusesATornOrLyingFrame) {
+  std::string bytes;
+  Raw(std::string("\x05\0\0\0ab", 6));
+  EXPECT_TRUE(absl::IsDataLoss(ReadFrame(fds_[0], &bytes).status()));
+}
+
+TEST_F(FrameTest, RefusesATornLength) {
+  std::string bytes;
+  Raw(std::string("\x05\0", 2));
+  EXPECT_TRUE(absl::IsDataLoss(ReadFrame(fds_[0], &bytes).status()));
+}
+
+TEST_F(FrameTest, RefusesAHugeLengthWithoutAllocatingIt) {
+  std::string bytes;
+  Raw("\xff\xff\xff\xff");
+  EXPECT_TRUE(absl::IsDataLoss(ReadFrame(fds_[0], &bytes).status()));
+  EXPECT_LT(bytes.capacity(), size_t{1} << 20);
+  EXPECT_TRUE(absl::IsInvalidArgument(WriteFrame(fds_[0], std::string(kMaxFrameBytes + 1, 'x'))));
+}
+
+TEST_F(FrameTest, AGonePeerIsAnErrorNotASignal) {
+  close(fds_[1]);
+  fds_[1] = -1;
+  EXPECT_TRUE(absl::IsUnavailable(WriteFrame(fds_[0], "abc")));
+}
+
+TEST(Errors, EveryErrorHasOneErrorInfoAndBoundedValidText) {
+  const absl::Status status =
+      WithField(WithReason(InvalidArgument(std::string(100000, 'x'), "\xff\xfe"), "SOME_REASON"), "a.b\xff");
+  const grpc::Status mapped = ToGrpcStatus(status);
+  EXPECT_LE(mapped.error_message().size(), 2000u);
+  EXPECT_LE(mapped.error_details().size(), 5000u);  // clients take 8 KiB of metadata
+  google::rpc::Status rich;
+  ASSERT_TRUE(rich.ParseFromString(mapped.error_details()));
+  ASSERT_EQ(rich.details_size(), 2);
+  google::rpc::ErrorInfo info;
+  ASSERT_TRUE(rich.details(0).UnpackTo(&info));
+  EXPECT_EQ(info.reason(), "SOME_REASON");
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(rich.details(1).UnpackTo(&bad));
+  EXPECT_EQ(bad.field_violations(0).field(), "a.b\xef\xbf\xbd");
+  for (int code = 1; code <= 16; ++code) {
+    const grpc::Status plain = ToGrpcStatus(absl::Status(static_cast<absl::StatusCode>(code), "m"));
+    EXPECT_EQ(static_cast<int>(plain.error_code()), code);
+    ASSERT_TRUE(rich.ParseFromString(plain.error_details()));
+    EXPECT_EQ(rich.details_size(), 1);
+  }
+  EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
+}
+
+TEST(Errors, Utf8) {
+  EXPECT_EQ(ToValidUtf8("a\xc3\xa4\xf0\x9f\x98\x80", 100), "a\xc3\xa4\xf0\x9f\x98\x80");
+  EXPECT_EQ(ToValidUtf8("\xc3", 100), "\xef\xbf\xbd");
+  EXPECT_EQ(ToValidUtf8("\xc0\xaf", 100), "\xef\xbf\xbd\xef\xbf\xbd");
+}
+
+std::string Scrape(const Metrics& metrics) {
+  return prometheus::TextSerializer().Serialize(metrics.registry()->Collect());
+}
+
+size_t CountSeries(const std::string& text) {
+  size_t count = 0;
+  for (size_t at = 0; at < text.size(); at = text.find('\n', at) + 1) count += text[at] != '#';
+  return count;
+}
+
+TEST(MetricsTest, SeriesOfAJobAreBounded) {
+  Metrics metrics(std::chrono::seconds(0));
+  const size_t before = CountSeries(Scrape(metrics));
+  for (int i = 0; i < 2000; ++i) {
+    v1::Job job;
+    job.set_id(StrCat("job", i));
+    job.set_display_name("name");
+    metrics.StartJob(job);
+    v1::StepRecord step;
+    step.set_step(3);
+    step.set_steps(4);
+    step.set_loss(0.5);
+    step.set_tokens(7);
+    step.set_kl(1);
+    metrics.Step(job.id(), step);
+    metrics.Step(job.id(), step);
+    v1::MemoryUse memory;
+    memory.add_arenas()->set_name("weights");
+    metrics.Memory(job.id(), memory);
+    if (i == 0) {
+      const std::string text = Scrape(metrics);
+      EXPECT_NE(text.find("hone_job_step{job_id=\"job0\"} 3"), std::string::npos) << text;
+      EXPECT_NE(text.find("hone_job_tokens_total{job_id=\"job0\"} 14"), std::string::npos);
+      EXPECT_NE(text.find("hone_job_progress_ratio{job_id=\"job0\"} 0.75"), std::string::npos);
+      EXPECT_NE(text.find("hone_job_loss{job_id=\"job0\",split=\"train\"} 0.5"), std::string::npos);
+      EXPECT_LE(CountSeries(text) - before, 60u);
+    }
+    metrics.EndJob(job.id());
+  }
+  metrics.Prune();
+  EXPECT_EQ(CountSeries(Scrape(metrics)), before);
+}
+
+TEST(MetricsTest, EndedJobsStayForALastScrapeButNotMoreThanTheLimit) {
+  Metrics metrics(std::chrono::hours(1));
+  for (int i = 0; i < 100; ++i) {
+    v1::Job job;
+    job.set_id(StrCat("job", i));
+    metrics.StartJob(job);
+    metrics.EndJob(job.id());
+  }
+  const std::string text = Scrape(metrics);
+  EXPECT_NE(text.find("job99"), std::string::npos);
+  EXPECT_EQ(text.find("job_id=\"job10\""), std::string::npos);
+}
+
+TEST(Hub, KeepsTheNewestRecordsAndTheirPlaceAmongEvents) {
+  EventHub hub;
+  std::atomic<int> woken{0};
+  auto subscription = hub.Subscribe("j", [&] { ++woken; });
+  for (uint64_t i = 1; i <= 1000; ++i) {
+    Transient transient;
+    transient.after_sequence = 5;
+    transient.event.mutable_step()->set_step(i);
+    hub.Publish("j", transient);
+  }
+  EXPECT_EQ(woken, 1000);
+  v1::JobEvent event;
+  EXPECT_FALSE(subscription->Take(4, &event));  // event 5 must be sent first
+  ASSERT_TRUE(subscription->Take(5, &event));
+  EXPECT_EQ(event.step().step(), 1000 - Subscription::kMaxPending + 1);
+  hub.Unsubscribe("j", subscription);
+  EXPECT_EQ(hub.subscriptions(), 0u);
+}
+
+TEST(ExecutorTest, IsBounded) {
+  Executor executor(1, 2);
+  std::atomic<bool> go{false};
+  std::atomic<int> done{0};
+  const auto work = [&] {
+    while (!go) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ++done;
+  };
+  int accepted = 0;
+  for (int i = 0; i < 10; ++i) accepted += executor.Post(work);
+  EXPECT_LE(accepted, 3);
+  EXPECT_GE(accepted, 2);
+  go = true;
+  executor.Stop();
+  EXPECT_EQ(done, accepted);
+  EXPECT_FALSE(executor.Post(work));
+}
+
+TEST(PlacesTest, FollowTheContract) {
+  setenv("HOME", "/home/u", 1);
+  setenv("XDG_STATE_HOME", "/home/u/state", 1);
+  setenv("XDG_RUNTIME_DIR", "/run/user/1", 1);
+  EXPECT_EQ(DefaultPlaces(false, "").state_dir, "/home/u/state/hone");
+  EXPECT_EQ(DefaultPlaces(false, "").socket, "/run/user/1/hone/honed.sock");
+  setenv("XDG_STATE_HOME", "relative", 1);
+  unsetenv("XDG_RUNTIME_DIR");
+  EXPECT_EQ(DefaultPlaces(false, "").state_dir, "/home/u/.local/state/hone");
+  EXPECT_EQ(DefaultPlaces(false, "").socket, "/home/u/.local/state/hone/honed.sock");
+  EXPECT_EQ(DefaultPlaces(true, "").socket, "/run/honed/honed.sock");
+}
+
+TEST(ModelIds, FromPaths) {
+  EXPECT_EQ(ModelIdFromPath("/m/SmolLM2-135M-Instruct.Q4_1.gguf"), "smollm2-135m-instruct.q4_1");
+  EXPECT_EQ(ModelIdFromPath("/m/Qwen 2.5/"), "qwen-2.5");
+  EXPECT_TRUE(IsModelId(ModelIdFromPath("/m/" + std::string(500, 'a'))));
+  EXPECT_FALSE(IsModelId(ModelIdFromPath("/m/...")));
+  for (const char* bad : {"", "A", "-a", "a/b", "../a", "a b"}) EXPECT_FALSE(IsModelId(bad)) << bad;
+}
+
+}  // namespace
+}  // namespace hone
