@@ -100,6 +100,7 @@ absl::Status ReadSizes(const Fields& fields, DecoderConfig& config) {
   HONE_ASSIGN_OR_RETURN(config.max_position, fields.Integer("max_position_embeddings", kMaxSize));
   HONE_ASSIGN_OR_RETURN(const double eps, fields.PositiveNumber("rms_norm_eps"));
   config.rms_norm_eps = static_cast<float>(eps);
+  if (!(config.rms_norm_eps > 0) || !std::isfinite(config.rms_norm_eps)) return fields.Fail("rms_norm_eps", "no fp32 number");
   return absl::OkStatus();
 }
 

@@ -1,0 +1,169 @@
+#include "engine/io/checkpoint.h"
+
+#include <gmock/gmock.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "tests/io/test_files.h"
+
+namespace hone {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class CheckpointTest : public testing::Test {
+ protected:
+  std::string Save(int64_t step, const std::string& content, int keep = 2) {
+    const CheckpointPart parts[] = {{"adapter.bin", content}, {"empty", ""}};
+    auto path = SaveCheckpoint(root_, step, {{"step", step}, {"text", content}}, parts, {.keep = keep});
+    EXPECT_TRUE(path.ok()) << path.status();
+    return path.ok() ? *path : "";
+  }
+  std::vector<std::string> Names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(root_)) names.push_back(entry.path().filename().string());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+  TempFolder folder_;
+  std::string root_ = folder_ / "checkpoints";
+};
+
+TEST_F(CheckpointTest, SavesAndLoads) {
+  auto none = LoadNewestCheckpoint(root_);
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_FALSE(none->newest.has_value());
+  Save(8, "eight");
+  auto search = LoadNewestCheckpoint(root_);
+  ASSERT_TRUE(search.ok()) << search.status();
+  ASSERT_TRUE(search->newest.has_value());
+  EXPECT_EQ(search->newest->step, 8);
+  EXPECT_EQ(search->newest->state["text"], "eight");
+  EXPECT_EQ(search->newest->parts.at("adapter.bin").bytes(), "eight");
+  EXPECT_EQ(search->newest->parts.at("empty").bytes(), "");
+  EXPECT_TRUE(search->damaged.empty());
+}
+
+TEST_F(CheckpointTest, KeepsTheNewestTwo) {
+  for (int64_t step : {1, 2, 3, 10}) Save(step, "x");
+  EXPECT_THAT(Names(), ElementsAre("step-000000000003", "step-000000000010"));
+  Save(11, "x", 1);
+  EXPECT_THAT(Names(), ElementsAre("step-000000000011"));
+}
+
+TEST_F(CheckpointTest, SameStepIsReplaced) {
+  Save(1, "old");
+  Save(1, "new");
+  EXPECT_THAT(Names(), ElementsAre("step-000000000001"));
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->state["text"], "new");
+}
+
+TEST_F(CheckpointTest, EveryFlippedByteIsDetectedAndTheOlderOneUsed) {
+  Save(1, "first");
+  const std::string path = Save(2, "second");
+  int flips = 0;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    const auto size = static_cast<int64_t>(fs::file_size(entry.path()));
+    for (int64_t at = 0; at < size; at += 3) {
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      file.seekg(at);
+      const char old = static_cast<char>(file.get());
+      file.seekp(at);
+      file.put(static_cast<char>(old ^ 0x20));
+      file.flush();
+      auto search = LoadNewestCheckpoint(root_);
+      ASSERT_TRUE(search.ok()) << search.status();
+      ASSERT_TRUE(search->newest.has_value());
+      ASSERT_EQ(search->newest->step, 1) << entry.path() << " byte " << at;
+      ASSERT_THAT(search->damaged, ElementsAre(HasSubstr("step-000000000002: ")));
+      file.seekp(at);
+      file.put(old);
+      ++flips;
+    }
+  }
+  EXPECT_GT(flips, 100);
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 2) << "mended";
+}
+
+TEST_F(CheckpointTest, MissingShortAndForeignFiles) {
+  Save(1, "first");
+  const std::string path = Save(2, "second");
+  std::ofstream(path + "/adapter.bin") << "sec";
+  EXPECT_THAT(LoadNewestCheckpoint(root_)->damaged, ElementsAre(HasSubstr("3 bytes, the manifest says 6")));
+  fs::remove(path + "/adapter.bin");
+  EXPECT_THAT(LoadNewestCheckpoint(root_)->damaged, ElementsAre(HasSubstr("adapter.bin")));
+  fs::remove(path + "/manifest.json");
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+  fs::remove_all(path);
+  fs::copy(root_ + "/step-000000000001", root_ + "/step-000000000009", fs::copy_options::recursive);
+  EXPECT_THAT(LoadNewestCheckpoint(root_)->damaged, ElementsAre(HasSubstr("manifest is that of step 1")));
+  std::ofstream(root_ + "/notes.txt") << "kept";
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+  EXPECT_TRUE(fs::exists(root_ + "/notes.txt"));
+}
+
+TEST_F(CheckpointTest, SavingAfterFallbackRemovesTheDamagedOnes) {
+  Save(1, "first");
+  const std::string damaged = Save(5, "fifth");
+  fs::remove(damaged + "/manifest.json");
+  ASSERT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+  Save(3, "third");
+  EXPECT_THAT(Names(), ElementsAre("step-000000000001", "step-000000000003"));
+}
+
+TEST_F(CheckpointTest, LeftOversOfACrashAreRemoved) {
+  Save(1, "first");
+  fs::create_directories(root_ + "/.tmp-step-000000000002-AbCdEf");
+  std::ofstream(root_ + "/.tmp-step-000000000002-AbCdEf/state.json") << "{";
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+  EXPECT_THAT(Names(), ElementsAre("step-000000000001"));
+}
+
+TEST_F(CheckpointTest, FailureLeavesOlderOnesAlone) {
+  Save(1, "first");
+  if (::geteuid() == 0) {
+    // Root writes everywhere: a file where the new folder must go makes the rename fail instead.
+    std::ofstream(root_ + "/step-000000000002") << "in the way";
+    const CheckpointPart parts[] = {{"a", "x"}};
+    auto saved = SaveCheckpoint(root_, 2, {}, parts);
+    if (saved.ok()) GTEST_SKIP() << "the file system exchanges a file and a folder";
+  } else {
+    ::chmod(root_.c_str(), 0500);
+    const CheckpointPart parts[] = {{"a", "x"}};
+    EXPECT_FALSE(SaveCheckpoint(root_, 2, {}, parts).ok());
+    ::chmod(root_.c_str(), 0700);
+  }
+  EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+}
+
+TEST_F(CheckpointTest, NamesAreChecked) {
+  for (const char* name : {"", "a/b", "../a", ".hidden", "state.json", "manifest.json", "a b"}) {
+    const CheckpointPart parts[] = {{name, "x"}};
+    EXPECT_THROW((void)SaveCheckpoint(root_, 1, {}, parts), InvariantError) << name;
+  }
+}
+
+TEST(CheckpointManifest, HostileTexts) {
+  const CheckpointManifest good{.step = 3, .files = {{"a", 1, std::string(64, 'a')}}};
+  ASSERT_TRUE(ParseManifest(WriteManifest(good)).ok());
+  EXPECT_FALSE(ParseManifest("").ok());
+  EXPECT_FALSE(ParseManifest("{}").ok());
+  EXPECT_FALSE(ParseManifest("[]").ok());
+  EXPECT_THAT(ErrorOf(ParseManifest(WriteManifest(good) + " ")), HasSubstr("SHA-256 differs"));
+  CheckpointManifest bad = good;
+  bad.files[0].name = "../../etc/passwd";
+  EXPECT_THAT(ErrorOf(ParseManifest(WriteManifest(bad))), HasSubstr("plain name"));
+  bad = good;
+  bad.files.push_back(bad.files[0]);
+  EXPECT_THAT(ErrorOf(ParseManifest(WriteManifest(bad))), HasSubstr("twice"));
+  bad = good;
+  bad.step = -1;
+  EXPECT_THAT(ErrorOf(ParseManifest(WriteManifest(bad))), HasSubstr("step"));
+}
+
+}  // namespace
+}  // namespace hone
