@@ -37,9 +37,20 @@ if [ $parity != 77 ]; then
   "$bin/kernels_cuda_bench" >"$out/bench.txt" 2>&1 || failed=1
 fi
 
+# Races in shared memory, over the kernels that use it (slow: part of the cases).
+races="not run"
+if [ "${HONE_MEMCHECK:-on}" = on ] && [ -n "$sanitizer" ] && [ $parity != 77 ]; then
+  races=
+  for part in rms_norm log_prob/m=9 sum_squares docs_40_66 'folded linear'; do
+    timeout 100 "$sanitizer" --tool racecheck --error-exitcode 9 "$bin/kernels_cuda_test" "$part" >"$out/racecheck.txt" 2>&1 || failed=1
+    races="$races$part: $(grep -hE 'RACECHECK SUMMARY' "$out/racecheck.txt" | sed 's/=* *RACECHECK SUMMARY: //' || true); "
+  done
+fi
+
 cat "$out/machine.txt"
 grep -hE '^==|^FAILED|checks,|^skipped|^PASSED' "$out/parity.txt" | head -60
 echo "memcheck: $memcheck"
+echo "racecheck: $races"
 [ -e "$out/bench.txt" ] && cat "$out/bench.txt"
 [ $failed = 0 ] && echo "gpu_pass: passed" || echo "gpu_pass: FAILED"
 exit $failed

@@ -93,6 +93,11 @@ void CudaOps::ScatterRows(Tensor in, Tensor row_ids, Tensor out) {
 void CudaOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) {
   checks::Matmul(a, ta, b, tb, c);
   if (c.empty()) return;
+  if (!a.empty() && cuda::SkinnyFits(a, ta, b, tb, c)) {
+    cuda::SkinnyMatmul(a, b, tb, c, alpha, beta, stream_);
+    Launched("Matmul");
+    return;
+  }
   if (!a.empty() && gemm_->Run(a, ta, b, tb, c, alpha, beta, stream_)) return;
   ++plain_matmuls_;
   cuda::PlainMatmul(a, ta, b, tb, c, alpha, beta, stream_);

@@ -12,8 +12,16 @@ struct FillBody {
   void Shift(int64_t rows) { out.data += rows * out.pitch; }
   template <int V>
   __device__ void Run(int64_t row, int64_t col) const {
+    T* target = out.At(row, col);
+    if constexpr (V * sizeof(T) == 16) {
+      uint4 raw;
 #pragma unroll
-    for (int i = 0; i < V; ++i) out.At(row, col)[i] = value;
+      for (int i = 0; i < V; ++i) reinterpret_cast<T*>(&raw)[i] = value;
+      *reinterpret_cast<uint4*>(target) = raw;
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i) target[i] = value;
+    }
   }
 };
 
@@ -65,7 +73,7 @@ template <typename U>
 void MoveAs(Tensor in, const int32_t* from, Tensor out, const int32_t* to, int64_t rows, cudaStream_t stream) {
   MoveBody<U> body;
   body.in = View<U>(in), body.out = View<U>(out), body.from = from, body.to = to;
-  LaunchRows(rows, in.cols, Vectorises(in) && Vectorises(out), body, stream);
+  LaunchRows<16 / sizeof(U) < 8 ? 16 / sizeof(U) : 8>(rows, in.cols, Vectorises(in) && Vectorises(out), body, stream);
 }
 
 void Move(Tensor in, const int32_t* from, Tensor out, const int32_t* to, int64_t rows, cudaStream_t stream) {
@@ -83,7 +91,7 @@ template <typename T>
 void FillAs(Tensor out, T value, cudaStream_t stream) {
   FillBody<T> body;
   body.out = View<T>(out), body.value = value;
-  LaunchRows(out.rows, out.cols, Vectorises(out), body, stream);
+  LaunchRows<kVector<T>>(out.rows, out.cols, Vectorises(out), body, stream);
 }
 
 }  // namespace
@@ -107,7 +115,8 @@ void Copy(Tensor in, Tensor out, cudaStream_t stream) {
     WithType(out.dtype, [&](auto to) {
       ConvertBody<decltype(from), decltype(to)> body;
       body.in = View<decltype(from)>(in), body.out = View<decltype(to)>(out);
-      LaunchRows(in.rows, in.cols, Vectorises(in) && Vectorises(out), body, stream);
+      LaunchRows<kVector<decltype(from), decltype(to)>>(in.rows, in.cols, Vectorises(in) && Vectorises(out), body,
+                                                        stream);
     });
   });
 }

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/tensor.h"
@@ -29,15 +30,19 @@ __device__ inline bf16 FromFloat<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// V consecutive elements as fp32; V is 8 (16-byte aligned) or 1.
+// V consecutive elements as fp32: V = 8 or 4 (both 16-byte aligned; V = 8 of fp32 is two accesses) or 1.
 template <int V, typename T>
 __device__ inline void Load(const T* p, float (&out)[V]) {
   if constexpr (V == 1) {
     out[0] = ToFloat(*p);
   } else if constexpr (sizeof(T) == 4) {
-    const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+#pragma unroll
+    for (int i = 0; i < V; i += 4) {
+      const float4 x = *reinterpret_cast<const float4*>(p + i);
+      out[i] = x.x, out[i + 1] = x.y, out[i + 2] = x.z, out[i + 3] = x.w;
+    }
   } else {
+    static_assert(V == 8);
     const uint4 raw = *reinterpret_cast<const uint4*>(p);
     const T* values = reinterpret_cast<const T*>(&raw);
 #pragma unroll
@@ -50,9 +55,11 @@ __device__ inline void Store(T* p, const float (&in)[V]) {
   if constexpr (V == 1) {
     *p = FromFloat<T>(in[0]);
   } else if constexpr (sizeof(T) == 4) {
-    reinterpret_cast<float4*>(p)[0] = make_float4(in[0], in[1], in[2], in[3]);
-    reinterpret_cast<float4*>(p)[1] = make_float4(in[4], in[5], in[6], in[7]);
+#pragma unroll
+    for (int i = 0; i < V; i += 4)
+      *reinterpret_cast<float4*>(p + i) = make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
   } else {
+    static_assert(V == 8);
     uint4 raw;
     T* values = reinterpret_cast<T*>(&raw);
 #pragma unroll
@@ -60,6 +67,10 @@ __device__ inline void Store(T* p, const float (&in)[V]) {
     *reinterpret_cast<uint4*>(p) = raw;
   }
 }
+
+// Elements in 16 bytes of the narrowest type: one access a thread, neighbouring threads on neighbouring addresses.
+template <typename... T>
+inline constexpr int kVector = 16 / std::min({sizeof(T)...});
 
 // A pitched matrix inside a kernel.
 template <typename T>
@@ -147,11 +158,12 @@ __global__ void RowsKernel(uint32_t units, FastDivisor units_per_row, Body body)
   body.template Run<V>(static_cast<int64_t>(row), static_cast<int64_t>(rest) * V);
 }
 
-// Rows are launched in parts that keep every index below 2^31; body.Shift(rows) advances its views.
-template <typename Body>
+// V elements a thread where `vectorises` (a multiple of 8 columns, rows on 16 bytes), else one. Rows are launched in
+// parts that keep every index below 2^31; body.Shift(rows) advances its views.
+template <int V, typename Body>
 void LaunchRows(int64_t rows, int64_t cols, bool vectorises, Body body, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const int64_t per_row = vectorises ? cols / 8 : cols;
+  const int64_t per_row = vectorises ? cols / V : cols;
   const int64_t part = (int64_t{1} << 30) / per_row > 0 ? (int64_t{1} << 30) / per_row : 1;
   for (int64_t begin = 0; begin < rows; begin += part) {
     const int64_t count = rows - begin < part ? rows - begin : part;
@@ -160,7 +172,7 @@ void LaunchRows(int64_t rows, int64_t cols, bool vectorises, Body body, cudaStre
     Body shifted = body;
     shifted.Shift(begin);
     if (vectorises) {
-      RowsKernel<8><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
+      RowsKernel<V><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
     } else {
       RowsKernel<1><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
     }

@@ -198,7 +198,7 @@ void Add(Tensor x, Tensor y, cudaStream_t stream) {
     using T = decltype(t);
     AddBody<T> body;
     body.x = View<T>(x), body.y = View<T>(y);
-    LaunchRows(y.rows, y.cols, Vectorises(x) && Vectorises(y), body, stream);
+    LaunchRows<kVector<T>>(y.rows, y.cols, Vectorises(x) && Vectorises(y), body, stream);
   });
 }
 
@@ -208,7 +208,7 @@ void AddBias(Tensor bias, Tensor y, cudaStream_t stream) {
       using T = decltype(t);
       AddBiasBody<decltype(b), T> body;
       body.bias = bias.as<decltype(b)>(), body.y = View<T>(y);
-      LaunchRows(y.rows, y.cols, Vectorises(bias) && Vectorises(y), body, stream);
+      LaunchRows<kVector<decltype(b), T>>(y.rows, y.cols, Vectorises(bias) && Vectorises(y), body, stream);
     });
   });
 }
@@ -218,7 +218,7 @@ void ScaleRows(Tensor x, Tensor factors, cudaStream_t stream) {
     using T = decltype(t);
     ScaleRowsBody<T> body;
     body.x = View<T>(x), body.factors = factors.as<float>();
-    LaunchRows(x.rows, x.cols, Vectorises(x), body, stream);
+    LaunchRows<kVector<T>>(x.rows, x.cols, Vectorises(x), body, stream);
   });
 }
 
@@ -226,7 +226,7 @@ void RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Ten
   RopeTableBody body;
   body.positions = positions.as<int32_t>(), body.inv_freq = inv_freq.as<float>(), body.scaling = scaling;
   body.cos = View<float>(cos), body.sin = View<float>(sin);
-  LaunchRows(cos.rows, cos.cols, Vectorises(cos) && Vectorises(sin), body, stream);
+  LaunchRows<4>(cos.rows, cos.cols, Vectorises(cos) && Vectorises(sin), body, stream);
 }
 
 void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction, cudaStream_t stream) {
@@ -236,7 +236,7 @@ void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection dire
     body.x = View<T>(x), body.cos = View<float>(cos), body.sin = View<float>(sin);
     body.half = FastDivisor(head_dim / 2), body.sign = direction == RopeDirection::kForward ? 1.0f : -1.0f;
     const bool vectorises = Vectorises(x) && Vectorises(cos) && Vectorises(sin) && head_dim / 2 % 8 == 0;
-    LaunchRows(x.rows, x.cols / 2, vectorises, body, stream);
+    LaunchRows<kVector<T>>(x.rows, x.cols / 2, vectorises, body, stream);
   });
 }
 
@@ -246,7 +246,7 @@ void Glu(Tensor gate_up, Activation activation, Tensor out, cudaStream_t stream)
       using T = decltype(t);
       GluBody<T, decltype(a)::value> body;
       body.gate_up = View<T>(gate_up), body.out = View<T>(out), body.width = out.cols;
-      LaunchRows(out.rows, out.cols, HalvesVectorise(gate_up) && Vectorises(out), body, stream);
+      LaunchRows<kVector<T>>(out.rows, out.cols, HalvesVectorise(gate_up) && Vectorises(out), body, stream);
     });
   });
 }
@@ -259,7 +259,7 @@ void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_g
       body.d_out = View<T>(d_out), body.gate_up = View<T>(gate_up), body.d_gate_up = View<T>(d_gate_up);
       body.width = d_out.cols;
       const bool vectorises = HalvesVectorise(gate_up) && HalvesVectorise(d_gate_up) && Vectorises(d_out);
-      LaunchRows(d_out.rows, d_out.cols, vectorises, body, stream);
+      LaunchRows<kVector<T>>(d_out.rows, d_out.cols, vectorises, body, stream);
     });
   });
 }

@@ -46,6 +46,10 @@ void SumSquares(Tensor x, float* partials, Tensor out, cudaStream_t stream);
 void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
            const AdamWConstants& constants, cudaStream_t stream);
 
+// skinny.cu: narrow bf16 products; whether they fit never depends on the number of rows
+bool SkinnyFits(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
+void SkinnyMatmul(Tensor a, Tensor b, Transpose tb, Tensor c, float alpha, float beta, cudaStream_t stream);
+
 // matmul_plain.cu: any pitch and alignment, slowly; for the shapes that cuBLASLt declines and for k = 0
 void PlainMatmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta,
                  cudaStream_t stream);

@@ -139,7 +139,7 @@ struct Ceilings {
 
 void Row(const char* what, double us, double flops, double bytes, const Ceilings& c) {
   const double floor_us = flops / (c.tflops * 1e6) + bytes / (c.gbps * 1e3);
-  std::printf("%-54s %10.1f us", what, us);
+  std::printf("%-68s %8.1f us", what, us);
   if (flops > 0) std::printf(" %7.1f TFLOP/s", flops / us / 1e6);
   if (flops == 0) std::printf(" %7.0f GB/s   ", bytes / us / 1e3);
   std::printf("  %5.1f%% of floor\n", 100 * floor_us / us);
@@ -174,6 +174,8 @@ Ceilings Measure(Bench& bench) {
   const double ours = bench.Time(1, [&](int) { bench.ops().Copy(from, to); });
   std::printf("ceiling: copy of 1 GiB, read + write: driver %.0f GB/s, Ops::Copy %.0f GB/s\n",
               2.0 * bytes / driver / 1e3, 2.0 * bytes / ours / 1e3);
+  const double fill = bench.Time(1, [&](int) { bench.ops().Fill(to, 0.3f); });
+  std::printf("writing alone (Fill of 1 GiB): %.0f GB/s\n", bytes / fill / 1e3);
   c.gbps = 2.0 * bytes / std::min(driver, ours) / 1e3;
   return c;
 }
@@ -279,14 +281,21 @@ void BenchLinear(Bench& bench, const Ceilings& c, int64_t m, int64_t n, int64_t 
   };
   const double gemm = 2.0 * m * n * k, decode_bytes = WeightBytes(weights[0]) + static_cast<double>(n) * k * size;
   const std::string shape = StrCat(" ", m, " x ", k, " -> ", n, ", r ", r);
+  decode(0);  // a product of zeros would run faster
   const double plain = bench.Time(
       kSets, [&](int i) { ops.Matmul(xs[i].Cols(0, k), kN, scratch.Sub(0, n, 0, k), kT, ys[i].Cols(0, n)); });
   Row(StrCat("  base product alone", shape).c_str(), plain, gemm, 0, c);
+  Row(StrCat("  product with the adapter's columns", shape).c_str(),
+      bench.Time(kSets, [&](int i) { ops.Matmul(xs[i], kN, scratch.Rows(0, n), kT, ys[i].Cols(0, n)); }), gemm, 0, c);
+  Row(StrCat("  dX product with the adapter's columns", shape).c_str(),
+      bench.Time(kSets, [&](int i) { ops.Matmul(ys[i], kN, scratch.Cols(0, k), kN, xs[i].Cols(0, k)); }), gemm, 0, c);
   Row(StrCat("  decode + A, B into the spare", shape).c_str(), bench.Time(kSets, decode), 0, decode_bytes, c);
-  const double skinny_bytes = static_cast<double>(m) * k * size;
   Row(StrCat("  x A^T", shape).c_str(),
       bench.Time(kSets, [&](int i) { ops.Matmul(xs[i].Cols(0, k), kN, a_rows, kT, xs[i].Cols(k, r), 2.0f, 0); }), 0,
-      skinny_bytes, c);
+      static_cast<double>(m) * k * size, c);
+  Row(StrCat("  dY B", shape).c_str(),
+      bench.Time(kSets, [&](int i) { ops.Matmul(ys[i].Cols(0, n), kN, b_cols, kN, ys[i].Cols(n, r), 2.0f, 0); }), 0,
+      static_cast<double>(m) * n * size, c);
   Row(StrCat("folded linear forward", shape).c_str(), bench.Time(kSets, [&](int i) { decode(i), forward(i); }), gemm,
       decode_bytes, c);
   Row(StrCat("folded linear backward, dX", shape).c_str(), bench.Time(kSets, [&](int i) { decode(i), backward(i); }),
@@ -410,10 +419,8 @@ void BenchAttention(Bench& bench, int64_t documents, int64_t length) {
 
 void Run(DType act) {
   const bool bf16 = act == DType::kBF16;
-  size_t free_before = 0, free_after = 0, total = 0;
-  cudaMemGetInfo(&free_before, &total);
-  Bench bench(act, uint64_t{12} << 30);
-  cudaMemGetInfo(&free_after, &total);
+  constexpr uint64_t kMemory = uint64_t{12} << 30;
+  Bench bench(act, kMemory);
   std::printf("\n== %s, %s ==\n", bench.backend().name().c_str(), bf16 ? "bf16" : "fp32");
   const Ceilings c = Measure(bench);
   const int64_t tokens = bf16 ? 8192 : 4096;
@@ -430,6 +437,10 @@ void Run(DType act) {
   BenchElementwise(bench, c, bf16 ? 8192 : 2048);
   BenchOptimizer(bench, c);
   if (bf16) BenchAttention(bench, 4, 2048);
+  size_t free_bytes = 0, total = 0;
+  cudaMemGetInfo(&free_bytes, &total);
+  std::printf("memory of the card taken beside the arena: %.0f MiB\n",
+              static_cast<double>(total - free_bytes - kMemory) / (1 << 20));
   std::printf("products that cuBLASLt declined: %ld\n", static_cast<CudaOps&>(bench.ops()).plain_matmuls());
 }
 

@@ -363,22 +363,34 @@ void PackingInvariance(Rig& rig, int64_t head_dim, std::vector<CompositeResult>&
 
 }  // namespace
 
-std::vector<CompositeResult> RunComposites(Backend& backend) {
+std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& part) {
   std::vector<CompositeResult> results;
-  const auto with_rig = [&](auto&& body) {
+  const auto with_rig = [&](const char* family, auto&& body) {
+    if (std::string(family).find(part) == std::string::npos && part.find(family) == std::string::npos) return;
     Rig rig(backend);
     body(rig);
   };
-  with_rig([&](Rig& rig) { FoldedLinear(rig, 37, 72, 64, 8, results); });
-  with_rig([&](Rig& rig) { FoldedLinear(rig, 130, 192, 256, 16, results); });
-  with_rig([&](Rig& rig) { FoldedLinear(rig, 64, 56, 88, 3, results); });
-  with_rig([&](Rig& rig) { HeadChunk(rig, 33, 64, 1000, {}, results); });
-  with_rig([&](Rig& rig) { HeadChunk(rig, 16, 48, 1003, {.scale = 0.5f, .softcap = 3.0f}, results); });
-  with_rig([&](Rig& rig) { RowsIndependentOfM(rig, 1024, 1088, kT, results); });
-  with_rig([&](Rig& rig) { RowsIndependentOfM(rig, 1024, 1088, kN, results); });
-  with_rig([&](Rig& rig) { RowsIndependentOfM(rig, 576, 576, kT, results); });
-  with_rig([&](Rig& rig) { PackingInvariance(rig, 64, results); });
-  with_rig([&](Rig& rig) { PackingInvariance(rig, 128, results); });
+  const auto linear = [&](int64_t m, int64_t n, int64_t k, int64_t r) {
+    with_rig("folded linear", [&](Rig& rig) { FoldedLinear(rig, m, n, k, r, results); });
+  };
+  linear(37, 72, 64, 8);
+  linear(130, 192, 256, 16);
+  linear(64, 56, 88, 3);
+  linear(19, 1320, 1096, 24);
+  linear(40, 136, 72, 64);
+  with_rig("head chunk", [&](Rig& rig) { HeadChunk(rig, 33, 64, 1000, {}, results); });
+  with_rig("head chunk", [&](Rig& rig) { HeadChunk(rig, 16, 48, 1003, {.scale = 0.5f, .softcap = 3.0f}, results); });
+  const auto rows = [&](int64_t n, int64_t k, Transpose tb) {
+    with_rig("rows of a product", [&](Rig& rig) { RowsIndependentOfM(rig, n, k, tb, results); });
+  };
+  rows(1024, 1088, kT);
+  rows(1024, 1088, kN);
+  rows(576, 576, kT);
+  rows(16, 1088, kT);
+  rows(16, 1088, kN);
+  for (const int64_t head_dim : {64, 128}) {
+    with_rig("attention independent of packing", [&](Rig& rig) { PackingInvariance(rig, head_dim, results); });
+  }
   return results;
 }
 

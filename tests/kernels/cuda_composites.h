@@ -16,6 +16,7 @@ struct CompositeResult {
   std::string detail;  // measured error against its bound, or what differed
 };
 
-std::vector<CompositeResult> RunComposites(Backend& backend);
+// Those of the families whose name holds `part`, or that `part` begins with.
+std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& part);
 
 }  // namespace hone
