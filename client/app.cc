@@ -328,8 +328,12 @@ int CommandLine::Run(int argc, const char* const* argv) {
     app_.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     const CLI::App* shown = &app_;
-    while (!shown->get_subcommands().empty()) shown = shown->get_subcommands().front();
-    Out(shown->help());
+    std::string before;
+    while (!shown->get_subcommands().empty()) {
+      before += StrCat(before.empty() ? "" : " ", shown->get_name());
+      shown = shown->get_subcommands().front();
+    }
+    Out(shown->help(before));
     return kExitOk;
   } catch (const CLI::CallForVersion& version) {
     Out(StrCat(version.what(), "\n"));

@@ -28,8 +28,12 @@ constexpr uint64_t kMaxLogBytes = uint64_t{64} << 20;
 
 std::string DumpLine(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
 
+// Where a daemon of this user listens; in the state folder where there is no runtime folder for it.
 std::string TargetSocket(const Context& context) {
-  return SocketCandidates(context.environment, context.socket_flag).front();
+  const std::vector<std::string> candidates = SocketCandidates(context.environment, context.socket_flag);
+  if (!context.socket_flag.empty() || context.environment.xdg_runtime_dir.empty()) return candidates.front();
+  const std::string folder = std::filesystem::path(candidates.front()).parent_path().string();
+  return MakeDirectories(folder, 0700).ok() ? candidates.front() : UserStateDir(context.environment) + "/honed.sock";
 }
 
 std::string StateDir(const Context& context, const DaemonCommandOptions& options) {
@@ -215,8 +219,10 @@ int RunDaemonStatus(Context& context) {
 int RunDaemonStart(Context& context, const DaemonCommandOptions& options) {
   const std::string socket = TargetSocket(context);
   const SocketState state = ProbeSocket(socket);
-  if (state == SocketState::kDenied || state == SocketState::kTooLong || state == SocketState::kNotASocket) {
+  if (state == SocketState::kDenied)
     return Fail(context, absl::PermissionDeniedError(StrCat(socket, ": ", Describe(state))));
+  if (state == SocketState::kTooLong || state == SocketState::kNotASocket) {
+    return Fail(context, InvalidArgument(socket, ": ", Describe(state)));
   }
   if (state == SocketState::kAnswers) {
     Client client(socket);

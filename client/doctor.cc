@@ -135,18 +135,23 @@ void CheckPrograms(std::vector<Finding>& findings) {
   }
 }
 
-// The worker knows which OpenBLAS kernels it runs on, and whether they passed its self-check.
+// Every start of the worker checks OpenBLAS's products and falls back to a safe core type, saying so on stderr.
 void CheckWorker(std::vector<Finding>& findings) {
   const std::string path = ProgramDirectory() + "/honed-worker";
   if (access(path.c_str(), X_OK) != 0) return;
   std::string quoted = "'";
   for (char c : path) quoted += c == '\'' ? "'\\''" : std::string(1, c);
-  const std::string version = FirstLine(CommandOutput(quoted + "' --version"));
-  if (version.empty()) {
+  const std::string output = CommandOutput(quoted + "' --version");
+  if (output.empty()) {
     findings.push_back({Level::kProblem, "worker", "honed-worker --version failed",
                         "run it by hand to see why; a missing library is the usual cause: ldd " + path});
-  } else {
-    findings.push_back({Level::kOk, "worker", Printable(version), ""});
+  }
+  for (size_t at = 0; at < output.size();) {
+    const size_t end = std::min(output.find('\n', at), output.size());
+    const std::string line = Printable(output.substr(at, end - at));
+    at = end + 1;
+    const bool version = line.rfind("honed-worker ", 0) == 0 && line.rfind("honed-worker: ", 0) != 0;
+    findings.push_back({version ? Level::kOk : Level::kInfo, "worker", line, ""});
   }
 }
 

@@ -14,6 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxPrompts = 4096;
+constexpr size_t kPromptsACall = 256;  // what the daemon takes at once
 
 struct Prompt {
   Json input;  // {"prompt"}, {"messages"} or {"ids"}: echoed in the output
@@ -140,25 +141,25 @@ absl::StatusOr<std::vector<Prompt>> CollectPrompts(const GenerateOptions& option
 
 using OnText = std::function<void(const std::string&)>;
 
-absl::StatusOr<std::vector<Answer>> Ask(Client& client, const GenerateOptions& options, bool base,
-                                        const std::vector<Prompt>& prompts, const OnText& on_text,
-                                        Interrupt& interrupt) {
+// One call answers [begin, end).
+absl::Status AskSome(Client& client, const GenerateOptions& options, bool base, const std::vector<Prompt>& prompts,
+                     size_t begin, size_t end, const OnText& on_text, Interrupt& interrupt,
+                     std::vector<Answer>& answers) {
   v1::GenerateModelRequest request;
   request.set_model(options.model);
   request.set_job(options.job.empty() ? "" : JobName(options.job));
   request.set_base_only(base);
-  for (size_t i = 0; i < prompts.size(); ++i) {
+  for (size_t i = begin; i < end; ++i) {
     v1::GenerateRequest& one = *request.add_requests();
     one = prompts[i].request;
-    one.set_request(i);
+    one.set_request(i - begin);
     one.set_use_adapter(!base && !options.job.empty());
   }
-  std::vector<Answer> answers(prompts.size());
-  const absl::Status status = client.Generate(
+  return client.Generate(
       request,
       [&](const v1::GenerateChunk& chunk) {
-        if (chunk.request() >= answers.size()) return;
-        Answer& answer = answers[chunk.request()];
+        if (chunk.request() >= end - begin) return;
+        Answer& answer = answers[begin + chunk.request()];
         answer.text += chunk.text();
         answer.ids.insert(answer.ids.end(), chunk.ids().begin(), chunk.ids().end());
         if (on_text && !chunk.text().empty()) on_text(chunk.text());
@@ -167,7 +168,16 @@ absl::StatusOr<std::vector<Answer>> Ask(Client& client, const GenerateOptions& o
         answer.status = absl::Status(static_cast<absl::StatusCode>(chunk.error_code()), chunk.error_message());
       },
       interrupt.cancellation());
-  if (!status.ok()) return status;
+}
+
+absl::StatusOr<std::vector<Answer>> Ask(Client& client, const GenerateOptions& options, bool base,
+                                        const std::vector<Prompt>& prompts, const OnText& on_text,
+                                        Interrupt& interrupt) {
+  std::vector<Answer> answers(prompts.size());
+  for (size_t at = 0; at < prompts.size(); at += kPromptsACall) {
+    const size_t end = std::min(prompts.size(), at + kPromptsACall);
+    HONE_RETURN_IF_ERROR(AskSome(client, options, base, prompts, at, end, on_text, interrupt, answers));
+  }
   return answers;
 }
 

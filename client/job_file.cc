@@ -54,7 +54,7 @@ absl::Status UploadField(const Environment& environment, const std::string& fold
 
 absl::StatusOr<JobFile> LoadJobFile(const std::string& path, const std::vector<std::string>& sets) {
   const absl::StatusOr<std::string> text = path == "-" ? ReadStdin() : ReadFile(path, kMaxJobFile);
-  if (!text.ok()) return text.status();
+  if (!text.ok()) return InvalidArgument(text.status().message());
   SpecPositions positions;
   absl::StatusOr<v1::JobSpec> spec = SpecFromYaml(*text, path == "-" ? "stdin" : path, &positions);
   if (!spec.ok()) return spec.status();

@@ -81,6 +81,10 @@ std::string DescribeJob(const v1::Job& job, bool colours) {
   if (job.has_plan())
     AppendPair(out, "memory",
                StrCat(FormatBytes(job.plan().bytes().total()), " planned on ", Printable(job.plan().device())));
+  for (const v1::ArenaUse& arena : job.memory().arenas()) {
+    AppendPair(out, StrCat("  ", Printable(arena.name())),
+               StrCat(FormatBytes(arena.actual_bytes()), " used of ", FormatBytes(arena.planned_bytes())));
+  }
   for (const v1::Attempt& attempt : job.attempts()) {
     AppendPair(
         out, StrCat("attempt ", attempt.number()),

@@ -1,5 +1,6 @@
 #include "client/places.h"
 
+#include <pwd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -20,13 +21,26 @@ std::string Variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+// The XDG specification has relative paths ignored, and honed does so, too.
+std::string AbsoluteVariable(const char* name) {
+  const std::string value = Variable(name);
+  return value.rfind('/', 0) == 0 ? value : "";
+}
+
+std::string HomeFolder() {
+  const std::string home = AbsoluteVariable("HOME");
+  if (!home.empty()) return home;
+  const passwd* user = getpwuid(getuid());
+  return user != nullptr && user->pw_dir != nullptr && user->pw_dir[0] == '/' ? user->pw_dir : "/tmp";
+}
+
 }  // namespace
 
 Environment ReadEnvironment() {
   Environment environment;
-  environment.home = Variable("HOME");
-  environment.xdg_state_home = Variable("XDG_STATE_HOME");
-  environment.xdg_runtime_dir = Variable("XDG_RUNTIME_DIR");
+  environment.home = HomeFolder();
+  environment.xdg_state_home = AbsoluteVariable("XDG_STATE_HOME");
+  environment.xdg_runtime_dir = AbsoluteVariable("XDG_RUNTIME_DIR");
   environment.no_color = !Variable("NO_COLOR").empty();
   environment.dumb_terminal = Variable("TERM") == "dumb";
   return environment;
@@ -34,7 +48,7 @@ Environment ReadEnvironment() {
 
 std::string UserStateDir(const Environment& environment) {
   if (!environment.xdg_state_home.empty()) return environment.xdg_state_home + "/hone";
-  return (environment.home.empty() ? "/root" : environment.home) + "/.local/state/hone";
+  return environment.home + "/.local/state/hone";
 }
 
 std::string UserSocket(const Environment& environment) {

@@ -72,7 +72,7 @@ int RunSubmit(Context& context, const SubmitOptions& options) {
     if (job->state() == v1::FAILED) return Refused(context, *job);
   }
   if (context.json()) {
-    if (!options.watch) Out(MessageToJson(*job) + "\n");
+    Out(MessageToJson(*job) + "\n");  // with --watch, the events follow
   } else {
     Out(StrCat(job->id(), "\n"));
   }

@@ -135,7 +135,7 @@ class Follower {
       interrupt_.Sleep(pause);
       if (interrupt_.interrupted()) return Detached();
       if (interrupt_.timed_out()) return TimedOut();
-      pause = std::min(pause * 2, 2000);
+      pause = std::min(pause * 2, 500);
     }
   }
 
@@ -211,7 +211,8 @@ std::string WatchView::Take(const v1::JobEvent& event) {
       TakeStep(event.step());
       return "";
     case v1::JobEvent::kProgress:
-      progress_ = event.progress();
+      // Between steps the steps themselves say more.
+      if (event.progress().phase() != v1::PHASE_TRAINING || !step_.has_value()) progress_ = event.progress();
       return "";
     case v1::JobEvent::kState:
       return StateLine(event.state());
