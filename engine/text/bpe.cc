@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kShortPiece = 48;  // symbols up to which scanning all pairs beats a heap
 constexpr uint32_t kNoRank = UINT32_MAX;
+constexpr uint64_t kNoPair = UINT64_MAX;
+constexpr size_t kMaxEnds = 8;  // initial symbols a token can begin with: one, but for odd vocabularies
 
 uint64_t PairKey(int32_t left, int32_t right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
@@ -54,6 +56,7 @@ absl::StatusOr<BpeModel> BpeModel::Create(std::vector<std::pair<std::string, int
     if (!model.unk_id_) return InvalidArgument("unk_token: \"", *model.options_.unk_token, "\" is not in the vocabulary");
   }
   model.AddInitials();
+  model.AddCrossings(merges);
   return model;
 }
 
@@ -90,7 +93,7 @@ absl::Status BpeModel::AddMerges(const std::vector<std::pair<std::string, std::s
     }
     const uint64_t key = PairKey(id[0], id[1]);
     size_t slot = PairSlot(key, pairs_.size());
-    while (pairs_[slot].key != UINT64_MAX && pairs_[slot].key != key) slot = (slot + 1) & (pairs_.size() - 1);
+    while (pairs_[slot].key != kNoPair && pairs_[slot].key != key) slot = (slot + 1) & (pairs_.size() - 1);
     pairs_[slot] = {key, {static_cast<uint32_t>(i), id[2]}};  // of repeats the last counts
   }
   return absl::OkStatus();
@@ -130,7 +133,7 @@ const BpeModel::Merge* BpeModel::FindMerge(int32_t left, int32_t right) const {
   const uint64_t key = PairKey(left, right);
   for (size_t slot = PairSlot(key, pairs_.size());; slot = (slot + 1) & (pairs_.size() - 1)) {
     if (pairs_[slot].key == key) return &pairs_[slot].merge;
-    if (pairs_[slot].key == UINT64_MAX) return nullptr;
+    if (pairs_[slot].key == kNoPair) return nullptr;
   }
 }
 
@@ -179,7 +182,61 @@ void BpeModel::MakeSymbols(std::string_view piece, std::vector<Symbol>& symbols)
   if (unknown) add(*unk_id_, unknown->first, unknown->second);
 }
 
-void BpeModel::MergeShort(std::vector<Symbol>& symbols) const {
+// Which initial symbols a token can begin and end with. A merge's token does so as its halves do; halves are shorter than
+// their token, so going by length every half is done before it is needed.
+void BpeModel::AddCrossings(const std::vector<std::pair<std::string, std::string>>& merges) {
+  struct Ends {
+    std::vector<int32_t> first, last;
+  };
+  std::vector<Ends> ends(texts_.size());
+  auto add = [](std::vector<int32_t>& list, int32_t id) {
+    if (std::find(list.begin(), list.end(), id) == list.end()) list.push_back(id);
+  };
+  for (int32_t id = 0; id < id_count(); ++id) {
+    const std::string* text = TokenText(id);
+    if (text == nullptr) continue;
+    const bool one_character = !text->empty() && DecodeUtf8(*text, 0).length == text->size();
+    const bool fallback = options_.byte_fallback && text->size() == 6 && text->starts_with("<0x");
+    if (one_character || fallback || id == unk_id_) ends[id] = {{id}, {id}};
+  }
+  std::vector<size_t> order(merges.size());
+  for (size_t i = 0; i < merges.size(); ++i) {
+    if (merges[i].first.empty() || merges[i].second.empty()) return;  // not shorter
+    order[i] = i;
+  }
+  auto length = [&](size_t i) { return merges[i].first.size() + merges[i].second.size(); };
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return length(a) < length(b); });
+  std::vector<uint64_t> found;
+  for (const size_t i : order) {
+    const int32_t left = ids_.at(merges[i].first), right = ids_.at(merges[i].second);
+    Ends& merged = ends[ids_.at(merges[i].first + merges[i].second)];
+    for (const int32_t id : ends[left].first) add(merged.first, id);
+    for (const int32_t id : ends[right].last) add(merged.last, id);
+    if (merged.first.size() > kMaxEnds || merged.last.size() > kMaxEnds) return;
+    for (const int32_t before : ends[left].last) {
+      for (const int32_t after : ends[right].first) found.push_back(PairKey(before, after));
+    }
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  crossings_.assign(std::bit_ceil(found.size() * 2 + 2), kNoPair);
+  for (const uint64_t key : found) {
+    size_t slot = PairSlot(key, crossings_.size());
+    while (crossings_[slot] != kNoPair) slot = (slot + 1) & (crossings_.size() - 1);
+    crossings_[slot] = key;
+  }
+}
+
+bool BpeModel::MayCross(int32_t left, int32_t right) const {
+  if (crossings_.empty()) return true;
+  const uint64_t key = PairKey(left, right);
+  for (size_t slot = PairSlot(key, crossings_.size());; slot = (slot + 1) & (crossings_.size() - 1)) {
+    if (crossings_[slot] == key) return true;
+    if (crossings_[slot] == kNoPair) return false;
+  }
+}
+
+size_t BpeModel::MergeShort(std::span<Symbol> symbols) const {
   Merge merges[kShortPiece];  // of the pair that begins here
   size_t count = symbols.size();
   auto look_up = [&](size_t i) {
@@ -201,12 +258,10 @@ void BpeModel::MergeShort(std::vector<Symbol>& symbols) const {
     if (best > 0) look_up(best - 1);
     if (best + 1 < count) look_up(best);
   }
-  symbols.resize(count);
+  return count;
 }
 
-void BpeModel::MergeLong(Workspace& workspace) const {
-  std::vector<Symbol>& symbols = workspace.symbols;
-  std::vector<Candidate>& heap = workspace.heap;
+size_t BpeModel::MergeLong(std::span<Symbol> symbols, std::vector<Candidate>& heap) const {
   heap.clear();
   const auto count = static_cast<int32_t>(symbols.size());
   auto consider = [&](int32_t at) {
@@ -239,7 +294,8 @@ void BpeModel::MergeLong(Workspace& workspace) const {
     if (left.previous >= 0 && consider(left.previous)) std::push_heap(heap.begin(), heap.end(), Worse());
     if (left.next >= 0 && consider(at)) std::push_heap(heap.begin(), heap.end(), Worse());
   }
-  std::erase_if(symbols, [](const Symbol& symbol) { return symbol.gone; });
+  const auto end = std::remove_if(symbols.begin(), symbols.end(), [](const Symbol& symbol) { return symbol.gone; });
+  return static_cast<size_t>(end - symbols.begin());
 }
 
 void BpeModel::Tokenize(std::string_view piece, std::vector<BpeToken>& out, Workspace& workspace) const {
@@ -251,12 +307,17 @@ void BpeModel::Tokenize(std::string_view piece, std::vector<BpeToken>& out, Work
   }
   workspace.symbols.clear();
   MakeSymbols(piece, workspace.symbols);
-  if (workspace.symbols.size() <= kShortPiece) {
-    MergeShort(workspace.symbols);
-  } else {
-    MergeLong(workspace);
+  const std::span<Symbol> symbols(workspace.symbols);
+  for (size_t begin = 0, end; begin < symbols.size(); begin = end) {
+    end = symbols.size();
+    if (symbols.size() > kShortPiece) {
+      end = begin + 1;
+      while (end < symbols.size() && MayCross(symbols[end - 1].id, symbols[end].id)) ++end;
+    }
+    const std::span<Symbol> part = symbols.subspan(begin, end - begin);
+    const size_t count = part.size() <= kShortPiece ? MergeShort(part) : MergeLong(part, workspace.heap);
+    for (const Symbol& symbol : part.first(count)) out.push_back({symbol.id, symbol.begin, symbol.end});
   }
-  for (const Symbol& symbol : workspace.symbols) out.push_back({symbol.id, symbol.begin, symbol.end});
 }
 
 }  // namespace hone

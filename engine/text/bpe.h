@@ -2,12 +2,14 @@
 // neighbours with the best rank merges until none is left; of equal ranks the leftmost. Vocabulary lookups both ways. Not
 // here: how text is cut into pieces (pretokenizer.h), special tokens (added_tokens.h).
 //
-// A piece of n symbols takes O(n log n) time and about 40 n bytes, so a megabyte without a break is no problem.
+// A piece of n symbols takes O(n log n) time and about 40 n bytes, so a megabyte without a break is no problem. A long piece
+// is first cut between neighbours that no token can hold together (for most vocabularies that is between words).
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -89,12 +91,15 @@ class BpeModel {
   absl::Status AddVocabulary(std::vector<std::pair<std::string, int32_t>> vocabulary);
   absl::Status AddMerges(const std::vector<std::pair<std::string, std::string>>& merges);
   void AddInitials();
+  void AddCrossings(const std::vector<std::pair<std::string, std::string>>& merges);
   Initial MakeInitial(std::string_view character) const;
   const Merge* FindMerge(int32_t left, int32_t right) const;
   std::optional<int32_t> WholePiece(std::string_view piece) const;
   void MakeSymbols(std::string_view piece, std::vector<Symbol>& symbols) const;
-  void MergeShort(std::vector<Symbol>& symbols) const;
-  void MergeLong(Workspace& workspace) const;
+  bool MayCross(int32_t left, int32_t right) const;
+  // Merge the symbols in place and return how many are left, at the front.
+  size_t MergeShort(std::span<Symbol> symbols) const;
+  size_t MergeLong(std::span<Symbol> symbols, std::vector<Candidate>& heap) const;
 
   BpeOptions options_;
   std::optional<int32_t> unk_id_;
@@ -102,6 +107,8 @@ class BpeModel {
   std::unordered_map<std::string_view, int32_t> ids_;  // views into texts_
   std::unordered_map<std::string, int32_t> whole_;     // byte-level with ignore_merges: the bytes a token stands for
   std::vector<PairEntry> pairs_;                       // open addressing; size a power of two
+  // Pairs of initial symbols that stand side by side inside some merged token (open addressing); empty: any may.
+  std::vector<uint64_t> crossings_;
   std::array<Initial, 256> initials_;                  // by byte if byte-level, else by ASCII character
 };
 
