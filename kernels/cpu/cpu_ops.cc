@@ -168,6 +168,10 @@ void CpuOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, fl
   checks::Matmul(a, ta, b, tb, c);
   HONE_CHECK(a.dtype == DType::kF32, "the CPU back end multiplies fp32 only");
   const GemmShape shape{ta == Transpose::kYes, tb == Transpose::kYes, c.rows, c.cols, ta == Transpose::kYes ? a.rows : a.cols};
+  if (ParallelSkinny(pool_, kernels_, scratch_, kScratchFloats, shape, alpha, a.as<float>(), a.pitch, b.as<float>(), b.pitch,
+                     beta, c.as<float>(), c.pitch)) {
+    return;
+  }
   ParallelSgemm(pool_, shape, alpha, a.as<float>(), a.pitch, b.as<float>(), b.pitch, beta, c.as<float>(), c.pitch);
 }
 

@@ -20,6 +20,18 @@ int ToInt(int64_t x) {
   return static_cast<int>(x);
 }
 
+// A side of c up to which the product counts as skinny; measured against sgemm at k = 192 ... 1536.
+constexpr int64_t kShortSide = 64;
+constexpr int64_t kSkinnyGrain = 1 << 17;  // multiply-adds per thread at least
+
+// b[k, n] as rows of n rounded up to whole vectors, zeros after the end.
+void PackB(const GemmShape& s, const float* b, int64_t ldb, int64_t padded, float* out) {
+  for (int64_t k = 0; k < s.k; ++k) {
+    for (int64_t j = 0; j < s.n; ++j) out[k * padded + j] = s.tb ? b[j * ldb + k] : b[k * ldb + j];
+    for (int64_t j = s.n; j < padded; ++j) out[k * padded + j] = 0;
+  }
+}
+
 }  // namespace
 
 void UseOneBlasThread() { openblas_set_num_threads(1); }
@@ -61,6 +73,29 @@ void ParallelSgemm(ThreadPool& pool, const GemmShape& s, float alpha, const floa
     float* c_block = c + (by_rows ? begin * ldc : begin);
     Sgemm(block, alpha, a_block, lda, b_block, ldb, beta, c_block, ldc);
   });
+}
+
+bool ParallelSkinny(ThreadPool& pool, const CpuKernels& kernels, float* scratch, int64_t scratch_floats, const GemmShape& s,
+                    float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  const bool few_columns = s.n <= kShortSide, few_rows = s.m <= kShortSide && s.m > 1;
+  const int64_t padded = (s.n + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+  const bool pack = s.tb || padded != s.n;
+  if (s.k == 0 || (!few_columns && !few_rows) || (few_columns && s.m == 1)) return false;
+  if (pack && (!few_columns || padded * s.k > scratch_floats)) return false;
+  if (pack) PackB(s, b, ldb, padded, scratch);
+  const SkinnyProduct p{a, s.ta ? 1 : lda, s.ta ? lda : 1, pack ? scratch : b, pack ? padded : ldb, c, ldc, s.n, s.k, alpha, beta};
+  if (few_columns) {
+    constexpr int64_t kRows = 16;  // of a tile
+    pool.Ranges((s.m + kRows - 1) / kRows, std::max<int64_t>(1, kSkinnyGrain / (kRows * s.n * s.k)), [&](int64_t begin, int64_t end) {
+      kernels.skinny(p, begin * kRows, std::min(end * kRows, s.m), 0, s.n);
+    });
+    return true;
+  }
+  const int64_t columns = 3 * kernels.lanes;  // of a tile
+  pool.Ranges((s.n + columns - 1) / columns, std::max<int64_t>(1, kSkinnyGrain / (columns * s.m * s.k)), [&](int64_t begin, int64_t end) {
+    kernels.skinny(p, 0, s.m, begin * columns, std::min(end * columns, s.n));
+  });
+  return true;
 }
 
 }  // namespace hone

@@ -1,8 +1,10 @@
-// The only door to OpenBLAS: single-threaded sgemm, divided over our own threads. Row-major throughout.
+// Products: the only door to OpenBLAS (single-threaded sgemm, divided over our own threads), and the way past it for
+// products with one short side. Row-major throughout.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cpu/isa/kernels.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace hone {
@@ -21,5 +23,10 @@ void Sgemm(const GemmShape& shape, float alpha, const float* a, int64_t lda, con
 // The same, divided over the pool by blocks of rows or columns of c, whichever repeats less packing.
 void ParallelSgemm(ThreadPool& pool, const GemmShape& shape, float alpha, const float* a, int64_t lda, const float* b,
                    int64_t ldb, float beta, float* c, int64_t ldc);
+// Takes the product if one side of c is short (an adapter's rank) and no long operand needs packing; false: not done.
+// scratch: scratch_floats for a transposed or ragged b.
+bool ParallelSkinny(ThreadPool& pool, const CpuKernels& kernels, float* scratch, int64_t scratch_floats,
+                    const GemmShape& shape, float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+                    float* c, int64_t ldc);
 
 }  // namespace hone

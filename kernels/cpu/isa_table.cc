@@ -12,6 +12,7 @@ namespace {
     isa::set::AddElementwise(kernels); \
     isa::set::AddHead(kernels);       \
     isa::set::AddAttention(kernels);  \
+    isa::set::AddSkinny(kernels);     \
     return kernels;                   \
   }
 HONE_MAKE_TABLE(base)

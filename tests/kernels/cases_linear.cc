@@ -89,6 +89,12 @@ void AddLinearCases(std::vector<OpCase>& cases) {
   cases.push_back(MatmulCase({16, 64, 127, yes, no, 1, 1, true}));  // an adapter's gradient, accumulated
   cases.push_back(MatmulCase({320, 256, 576, no, yes}));
   cases.push_back(MatmulCase({1, 1536, 576, no, yes}));
+  for (int64_t rank : {8, 16, 32, 48, 64}) {  // an adapter's products
+    cases.push_back(MatmulCase({101, rank, 192, no, yes, 2}));
+    cases.push_back(MatmulCase({101, rank, 200, no, no, 2}));
+    cases.push_back(MatmulCase({200, rank, 101, yes, no, 1, 1}));
+    cases.push_back(MatmulCase({rank, 208, 101, yes, no, 1, 1}));
+  }
   cases.push_back(MatmulCase({97, 768, 200, no, no}));
   cases.push_back(MatmulCase({16, 592, 640, yes, no}));
   for (auto [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 576}}) {

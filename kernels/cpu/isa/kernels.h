@@ -35,6 +35,19 @@ struct ScoreTile {
   float softcap;  // 0: none
 };
 
+// c[m, n] <- alpha * sum over k of a(i, k) * b(k, j) + beta * c: element (i, k) of a at a + i * a_row + k * a_k (either way
+// round), row k of b at b + k * b_k with whole vectors readable (n rounded up to `lanes`). beta 0 ignores what c held.
+struct SkinnyProduct {
+  const float* a;
+  int64_t a_row, a_k;
+  const float* b;
+  int64_t b_k;
+  float* c;
+  int64_t c_row;
+  int64_t n, k;
+  float alpha, beta;
+};
+
 struct CpuKernels {
   const char* name;
   // --- decode.cc: elements [first, first + count) of the weight's flat order; first and count are multiples of the block.
@@ -69,6 +82,9 @@ struct CpuKernels {
   void (*softmax_backward_tile)(const ScoreTile& tile, float* dp, RowsF32 lse, RowsF32 delta);
   // out[i] <- sum over head_dim of a[i] * b[i], per row
   void (*row_dots)(RowsF32 a, RowsF32 b, int64_t head_dim, RowsF32 out, int64_t begin, int64_t end);
+  // --- skinny.cc: rows [row_begin, row_end) and columns [col_begin, col_end) of c, col_begin a multiple of `lanes`
+  int64_t lanes;
+  void (*skinny)(const SkinnyProduct& product, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
 };
 
 // The sets that this processor runs, slowest first; and the best of them.
@@ -82,6 +98,7 @@ const CpuKernels& BestCpuKernels();
   void AddElementwise(CpuKernels& kernels); \
   void AddHead(CpuKernels& kernels);        \
   void AddAttention(CpuKernels& kernels);   \
+  void AddSkinny(CpuKernels& kernels);      \
   }
 namespace isa {
 HONE_DECLARE_ISA(base)

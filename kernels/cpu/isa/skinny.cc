@@ -1,0 +1,78 @@
+// Products with one short side, as adapters have them: c[m, n] with few columns or few rows. OpenBLAS would spend as long on
+// packing the long operand as on multiplying; here a tile of c stays in registers while k runs, and nothing long is packed.
+// Every element of c is one sum over k in order: the same bits however the rows are divided.
+#include "kernels/cpu/isa/kernels.h"
+#include "kernels/cpu/isa/vec.h"
+
+namespace hone::isa::HONE_ISA {
+namespace {
+
+// c[R, V * kLanes] at (row, col): registers for the sums, one broadcast of a and one multiply-add per row and vector.
+template <int R, int V>
+inline void Tile(const SkinnyProduct& p, int64_t row, int64_t col) {
+  VF sum[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) sum[r][v] = VF{};
+  }
+  const float* a = p.a + row * p.a_row;
+  const float* b = p.b + col;
+  for (int64_t k = 0; k < p.k; ++k, a += p.a_k, b += p.b_k) {
+    VF bv[V];
+    for (int v = 0; v < V; ++v) bv[v] = Load(b + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const VF av = Splat(a[r * p.a_row]);
+      for (int v = 0; v < V; ++v) sum[r][v] += av * bv[v];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float* c = p.c + (row + r) * p.c_row + col;
+    for (int v = 0; v < V; ++v) {
+      const int64_t left = p.n - col - v * kLanes;
+      if (left <= 0) break;
+      VF value = sum[r][v] * p.alpha;
+      float* at = c + v * kLanes;
+      if (left >= kLanes) {
+        if (p.beta != 0) value += p.beta * Load(at);
+        Store(at, value);
+      } else {
+        if (p.beta != 0) value += p.beta * LoadPart(at, left);
+        StorePart(at, value, left);
+      }
+    }
+  }
+}
+
+template <int R, int V>
+inline void RowsOf(const SkinnyProduct& p, int64_t col, int64_t begin, int64_t end) {
+  int64_t row = begin;
+  for (; row + R <= end; row += R) Tile<R, V>(p, row, col);
+  for (; row < end; ++row) Tile<1, V>(p, row, col);
+}
+
+// As many sums as the registers hold: 32 of them with AVX-512, 16 before.
+constexpr bool kManyRegisters = kLanes == 16;
+
+void Skinny(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
+  for (int64_t col = col_begin; col < col_end;) {
+    const int64_t vectors = (col_end - col + kLanes - 1) / kLanes;
+    if (vectors >= 3) {
+      RowsOf<kManyRegisters ? 8 : 4, 3>(p, col, row_begin, row_end);
+      col += 3 * kLanes;
+    } else if (vectors == 2) {
+      RowsOf<kManyRegisters ? 8 : 4, 2>(p, col, row_begin, row_end);
+      col += 2 * kLanes;
+    } else {
+      RowsOf<kManyRegisters ? 16 : 8, 1>(p, col, row_begin, row_end);
+      col += kLanes;
+    }
+  }
+}
+
+}  // namespace
+
+void AddSkinny(CpuKernels& kernels) {
+  kernels.lanes = kLanes;
+  kernels.skinny = Skinny;
+}
+
+}  // namespace hone::isa::HONE_ISA
