@@ -102,7 +102,13 @@ absl::Status WriteOne(const std::string& folder, const std::string& name, std::s
 absl::Status WriteAll(const std::string& folder, int64_t step, const nlohmann::json& state,
                       std::span<const CheckpointPart> parts) {
   CheckpointManifest manifest{.step = step};
-  HONE_RETURN_IF_ERROR(WriteOne(folder, "state.json", state.dump(1) + "\n", manifest));
+  std::string text;
+  try {
+    text = state.dump(1) + "\n";
+  } catch (const nlohmann::json::exception& error) {  // a string that is not UTF-8
+    return Internal("a checkpoint's state cannot be written as JSON: ", error.what());
+  }
+  HONE_RETURN_IF_ERROR(WriteOne(folder, "state.json", text, manifest));
   for (const CheckpointPart& part : parts) HONE_RETURN_IF_ERROR(WriteOne(folder, part.name, part.bytes, manifest));
   CheckpointManifest unused;
   HONE_RETURN_IF_ERROR(WriteOne(folder, "manifest.json", WriteManifest(manifest), unused));

@@ -28,7 +28,7 @@ struct CheckpointOptions {
   int keep = 2;
 };
 
-// Returns the folder. A checkpoint of the same step is replaced (it cannot differ: training is deterministic). Errors leave
+// Returns the folder. Doubles of the state come back bit for bit, but must be finite (JSON has no NaN). A checkpoint of the same step is replaced (it cannot differ: training is deterministic). Errors leave
 // older checkpoints as they were; ResourceExhausted where the disk is full.
 absl::StatusOr<std::string> SaveCheckpoint(const std::string& root, int64_t step, const nlohmann::json& state,
                                            std::span<const CheckpointPart> parts, const CheckpointOptions& options = {});

@@ -185,7 +185,8 @@ std::string WriteConfig(const LoraAdapter& adapter, const DecoderConfig& config)
   out["fan_in_fan_out"] = false;
   out["init_lora_weights"] = true;
   out["inference_mode"] = true;
-  return out.dump(2) + "\n";
+  // A path need not be UTF-8; JSON must be.
+  return out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 std::string_view BytesOf(const std::vector<float>& values) {

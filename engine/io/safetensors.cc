@@ -236,6 +236,9 @@ absl::StatusOr<SafetensorsDirectory> SafetensorsDirectory::Open(const std::strin
   std::set<std::string> seen;
   for (const std::string& name : names) {
     auto file = SafetensorsFile::Open(directory + "/" + name);
+    if (absl::IsNotFound(file.status())) {
+      return NotFound(directory, ": there is no ", name, " (weights are read from safetensors only)");
+    }
     if (!file.ok()) return file.status();
     for (const SafetensorsTensor& tensor : file->tensors()) {
       if (!seen.insert(tensor.name).second) {

