@@ -36,10 +36,12 @@ absl::StatusOr<Json> ParseOrdered(std::string_view text, int max_depth) {
     return Json::parse(text.begin(), text.end(), check);
   } catch (const Refused& refused) {
     return InvalidArgument("invalid JSON: ", refused.message);
-  } catch (const Json::exception& error) {
+  } catch (const Json::parse_error& error) {  // "[json.exception.parse_error.101] parse error at line 1, column 9: syntax error ..."
     std::string_view what = error.what();
     if (const size_t cut = what.find(": "); cut != std::string_view::npos) what.remove_prefix(cut + 2);
-    return InvalidArgument("invalid JSON: ", what);
+    return InvalidArgument("invalid JSON at byte ", error.byte == 0 ? 0 : error.byte - 1, " of the row: ", what);
+  } catch (const Json::exception& error) {
+    return InvalidArgument("invalid JSON: ", error.what());
   }
 }
 
