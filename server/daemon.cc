@@ -27,7 +27,8 @@ constexpr int kMinPingIntervalMs = 10000;
 constexpr size_t kQuickThreads = 4, kQuickQueue = 4096;
 constexpr size_t kSlowThreads = 2, kSlowQueue = 256;
 constexpr size_t kSessionThreads = 2, kSessionQueue = 64;
-constexpr std::chrono::seconds kCloseGrace(5);
+// A client that is idle does not notice that it should hang up; calls have ended by then.
+constexpr std::chrono::seconds kCloseGrace(1);
 constexpr const char* kServices[] = {"", "hone.v1.Jobs", "hone.v1.Models", "hone.v1.Datasets", "hone.v1.Daemon"};
 
 std::string ParentOf(const std::string& path) {

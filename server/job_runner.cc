@@ -10,6 +10,7 @@
 #include "proto/base/file.h"
 #include "proto/base/status.h"
 #include "proto/spec/message_json.h"
+#include "proto/spec/spec.h"
 #include "server/errors.h"
 #include "server/job_lock.h"
 #include "server/store/states.h"
@@ -66,6 +67,7 @@ bool JobRunner::Run() {
 absl::Status JobRunner::Start() {
   HONE_ASSIGN_OR_RETURN(job_, context_.store->GetJob(job_id_));
   attempt_ = static_cast<uint32_t>(job_.attempts_size()) + 1;
+  for (std::string& advice : Advice(job_.resolved_spec())) advice_.insert(std::move(advice));
   HONE_RETURN_IF_ERROR(MakeDirectories(context_.layout->Attempt(job_id_, attempt_)));
   HONE_RETURN_IF_ERROR(MakeDirectories(context_.layout->Output(job_id_)));
   HONE_ASSIGN_OR_RETURN(const FileLock lock, FileLock::Seize(context_.layout->JobLock(job_id_), kLockPatience));
@@ -178,6 +180,7 @@ void JobRunner::Handle(const v1::FromWorker& message) {
       return context_.metrics->Memory(job_id_, message.memory());
     case v1::FromWorker::kWarning:
       if (++warnings_ > kMaxWarnings) return;  // all of them are in the worker's log
+      if (advice_.contains(message.warning())) return;  // given when the job was submitted
       update.events.emplace_back().set_warning(Clip(message.warning()));
       return Record(update);
     case v1::FromWorker::kDone:

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -98,6 +99,7 @@ class JobRunner {
   std::optional<v1::MemoryUse> unsaved_memory_;
   std::chrono::steady_clock::time_point saved_at_;
   int warnings_ = 0;
+  std::set<std::string> advice_;
 };
 
 }  // namespace hone

@@ -61,6 +61,7 @@ absl::Status Scheduler::RecoverJob(const std::string& job_id) {
 }
 
 void Scheduler::Start() {
+  poked_ = true;  // what waits from before need not wait for a tick
   thread_ = std::thread([this] { Loop(); });
 }
 

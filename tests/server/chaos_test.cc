@@ -93,8 +93,10 @@ TEST(Chaos, NothingIsLostOrDoubledUnderKill9) {
       }
     });
   }
+  // Once there is a queue: between kills jobs run, checkpoint, end, and more are submitted.
+  while (next < kJobs / 3) std::this_thread::sleep_for(milliseconds(10));
   for (int i = 0; i < kKills; ++i) {
-    std::this_thread::sleep_for(milliseconds(100 + random() % 500));
+    std::this_thread::sleep_for(milliseconds(150 + random() % 500));
     honed.Kill(SIGKILL);
     honed.Start();
   }

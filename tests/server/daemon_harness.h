@@ -33,7 +33,7 @@ class Folder {
     std::filesystem::create_directory(path_ + "/model");
   }
   ~Folder() {
-    if (!testing::Test::HasFailure()) std::filesystem::remove_all(path_);
+    if (!testing::Test::HasFailure() && !getenv("HONE_KEEP")) std::filesystem::remove_all(path_);
   }
   const std::string& path() const { return path_; }
   std::string operator/(const std::string& name) const { return path_ + "/" + name; }
