@@ -119,7 +119,9 @@ std::vector<OpCase> ModelCases(int64_t rows, bool cuda) {
     cases.push_back(MatmulCase({rows, out, in + sum_r, no, yes}));        // forward, adapter folded in
     cases.push_back(MatmulCase({rows, in, out + sum_r, no, no}));         // dX
     cases.push_back(MatmulCase({rows, sum_r, in, no, yes}));              // x A^T
+    cases.push_back(MatmulCase({rows, 16, out, no, no}));                 // dY B
     cases.push_back(MatmulCase({sum_r, in, rows, yes, no, 1, 1, true}));  // dA
+    cases.push_back(MatmulCase({out, 16, rows, yes, no, 1, 1, true}));    // dB
   };
   linear(hidden, hidden + 2 * kv_heads * d, 3);
   linear(hidden, hidden, 1);

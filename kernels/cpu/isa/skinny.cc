@@ -9,14 +9,14 @@ namespace {
 
 // c[R, V * kLanes] at (row, col): registers for the sums, one broadcast of a and one multiply-add per row and vector.
 template <int R, int V>
-inline void Tile(const SkinnyProduct& p, int64_t row, int64_t col) {
+inline void Tile(const SkinnyProduct& p, int64_t row, int64_t col, int64_t k_begin, int64_t k_end, float beta) {
   VF sum[R][V];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) sum[r][v] = VF{};
   }
-  const float* a = p.a + row * p.a_row;
-  const float* b = p.b + col;
-  for (int64_t k = 0; k < p.k; ++k, a += p.a_k, b += p.b_k) {
+  const float* a = p.a + row * p.a_row + k_begin * p.a_k;
+  const float* b = p.b + col + k_begin * p.b_k;
+  for (int64_t k = k_begin; k < k_end; ++k, a += p.a_k, b += p.b_k) {
     VF bv[V];
     for (int v = 0; v < V; ++v) bv[v] = Load(b + v * kLanes);
     for (int r = 0; r < R; ++r) {
@@ -32,10 +32,10 @@ inline void Tile(const SkinnyProduct& p, int64_t row, int64_t col) {
       VF value = sum[r][v] * p.alpha;
       float* at = c + v * kLanes;
       if (left >= kLanes) {
-        if (p.beta != 0) value += p.beta * Load(at);
+        if (beta != 0) value += beta * Load(at);
         Store(at, value);
       } else {
-        if (p.beta != 0) value += p.beta * LoadPart(at, left);
+        if (beta != 0) value += beta * LoadPart(at, left);
         StorePart(at, value, left);
       }
     }
@@ -43,28 +43,42 @@ inline void Tile(const SkinnyProduct& p, int64_t row, int64_t col) {
 }
 
 template <int R, int V>
-inline void RowsOf(const SkinnyProduct& p, int64_t col, int64_t begin, int64_t end) {
+inline void RowsOf(const SkinnyProduct& p, int64_t col, int64_t begin, int64_t end, int64_t k_begin, int64_t k_end,
+                   float beta) {
   int64_t row = begin;
-  for (; row + R <= end; row += R) Tile<R, V>(p, row, col);
-  for (; row < end; ++row) Tile<1, V>(p, row, col);
+  for (; row + R <= end; row += R) Tile<R, V>(p, row, col, k_begin, k_end, beta);
+  for (; row < end; ++row) Tile<1, V>(p, row, col, k_begin, k_end, beta);
 }
 
 // As many sums as the registers hold: 32 of them with AVX-512, 16 before.
 constexpr bool kManyRegisters = kLanes == 16;
 
-void Skinny(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
+void Columns(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end, int64_t k_begin,
+             int64_t k_end, float beta) {
   for (int64_t col = col_begin; col < col_end;) {
     const int64_t vectors = (col_end - col + kLanes - 1) / kLanes;
     if (vectors >= 3) {
-      RowsOf<kManyRegisters ? 8 : 4, 3>(p, col, row_begin, row_end);
+      RowsOf<kManyRegisters ? 8 : 4, 3>(p, col, row_begin, row_end, k_begin, k_end, beta);
       col += 3 * kLanes;
     } else if (vectors == 2) {
-      RowsOf<kManyRegisters ? 8 : 4, 2>(p, col, row_begin, row_end);
+      RowsOf<kManyRegisters ? 8 : 4, 2>(p, col, row_begin, row_end, k_begin, k_end, beta);
       col += 2 * kLanes;
     } else {
-      RowsOf<kManyRegisters ? 16 : 8, 1>(p, col, row_begin, row_end);
+      RowsOf<kManyRegisters ? 16 : 8, 1>(p, col, row_begin, row_end, k_begin, k_end, beta);
       col += kLanes;
     }
+  }
+}
+
+// Where k walks down the columns of a long operand, every step lands on another page: a few rows of it at a time, so that
+// neighbouring tiles find the rest of each cache line and the processor sees sequential streams.
+constexpr int64_t kRowsAtATime = 32;
+
+void Skinny(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
+  const bool walks_rows = p.a_row == 1;
+  const int64_t step = walks_rows ? kRowsAtATime : p.k;
+  for (int64_t k = 0; k < p.k; k += step) {
+    Columns(p, row_begin, row_end, col_begin, col_end, k, k + step < p.k ? k + step : p.k, k == 0 ? p.beta : 1.0f);
   }
 }
 
