@@ -11,8 +11,8 @@
 namespace hone {
 namespace {
 
-// Whether a character begins a stretch that nothing before it can change: a starter that composes with no character before
-// it. `plain` also says that NFC leaves it as it is unless what follows composes with it.
+// Whether a character begins a stretch that nothing before it can change: a starter that composes with no character
+// before it. `plain` also says that NFC leaves it as it is unless what follows composes with it.
 struct Boundary {
   bool starts, plain;
 };
@@ -27,8 +27,8 @@ Boundary Classify(char32_t c) {
   utf8proc_int32_t parts[8];
   int last_boundary_class = 0;
   const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 8,
-                                              static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE),
-                                              &last_boundary_class);
+                                             static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE),
+                                             &last_boundary_class);
   if (count == 1 && parts[0] == static_cast<utf8proc_int32_t>(c)) return {true, true};
   if (count < 1 || count > 8) return {false, false};
   const utf8proc_property_t* first = utf8proc_get_property(parts[0]);
@@ -100,6 +100,13 @@ AlignedText NormalizeNfc(AlignedText source) {
   };
   for (size_t at = 0; at < text.size();) {
     const CodePoint c = DecodeUtf8(text, at);
+    if (IsOpaqueToNfc(c.value)) {
+      finish_segment(at);
+      at += c.length;
+      segment = at;
+      segment_plain = true;
+      continue;
+    }
     const Boundary boundary = Classify(c.value);
     if (boundary.starts) {
       finish_segment(at);

@@ -1,5 +1,5 @@
-// Text on its way to the tokens that remembers, byte by byte, which bytes of the input it came from. NFC, prepending and
-// replacing build a new AlignedText out of an old one. Not here: which of them run (normalizer.h).
+// Text on its way to the tokens that remembers, byte by byte, which bytes of the input it came from. NFC, prepending
+// and replacing build a new AlignedText out of an old one. Not here: which of them run (normalizer.h).
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ class AlignedTextBuilder {
  public:
   explicit AlignedTextBuilder(const AlignedText& source) : source_(source) {}
   void Reserve(size_t bytes);
-  void Copy(size_t begin, size_t end);                 // source bytes, whole characters
+  void Copy(size_t begin, size_t end);                  // source bytes, whole characters
   void Append(std::string_view text, ByteSpan origin);  // new text that stands for `origin`
   AlignedText Finish() { return AlignedText(std::move(text_), std::move(sources_)); }
 
@@ -47,8 +47,8 @@ class AlignedTextBuilder {
   std::vector<ByteSpan> sources_;
 };
 
-// Normalisation Form C (Unicode 15, UAX 15). Unchanged text is not copied. Where characters compose or reorder, the result
-// stands for all of them together.
+// Normalisation Form C (UAX 15) as Hugging Face has it, by the tables of Unicode 9. Unchanged text is not copied. Where
+// characters compose or reorder, the result stands for all of them together.
 AlignedText NormalizeNfc(AlignedText text);
 
 }  // namespace hone

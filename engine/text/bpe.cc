@@ -46,14 +46,16 @@ struct Worse {
 }  // namespace
 
 absl::StatusOr<BpeModel> BpeModel::Create(std::vector<std::pair<std::string, int32_t>> vocabulary,
-                                          const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options) {
+                                          const std::vector<std::pair<std::string, std::string>>& merges,
+                                          BpeOptions options) {
   BpeModel model;
   model.options_ = std::move(options);
   HONE_RETURN_IF_ERROR(model.AddVocabulary(std::move(vocabulary)));
   HONE_RETURN_IF_ERROR(model.AddMerges(merges));
   if (model.options_.unk_token) {
     model.unk_id_ = model.TokenId(*model.options_.unk_token);
-    if (!model.unk_id_) return InvalidArgument("unk_token: \"", *model.options_.unk_token, "\" is not in the vocabulary");
+    if (!model.unk_id_)
+      return InvalidArgument("unk_token: \"", *model.options_.unk_token, "\" is not in the vocabulary");
   }
   model.AddInitials();
   model.AddCrossings(merges);
@@ -182,8 +184,8 @@ void BpeModel::MakeSymbols(std::string_view piece, std::vector<Symbol>& symbols)
   if (unknown) add(*unk_id_, unknown->first, unknown->second);
 }
 
-// Which initial symbols a token can begin and end with. A merge's token does so as its halves do; halves are shorter than
-// their token, so going by length every half is done before it is needed.
+// Which initial symbols a token can begin and end with. A merge's token does so as its halves do; halves are shorter
+// than their token, so going by length every half is done before it is needed.
 void BpeModel::AddCrossings(const std::vector<std::pair<std::string, std::string>>& merges) {
   struct Ends {
     std::vector<int32_t> first, last;

@@ -1,9 +1,9 @@
-// Byte-pair encoding of one piece of text: characters (or, for byte-level models, bytes) become symbols, and the pair of
-// neighbours with the best rank merges until none is left; of equal ranks the leftmost. Vocabulary lookups both ways. Not
-// here: how text is cut into pieces (pretokenizer.h), special tokens (added_tokens.h).
+// Byte-pair encoding of one piece of text: characters (or, for byte-level models, bytes) become symbols, and the pair
+// of neighbours with the best rank merges until none is left; of equal ranks the leftmost. Vocabulary lookups both
+// ways. Not here: how text is cut into pieces (pretokenizer.h), special tokens (added_tokens.h).
 //
-// A piece of n symbols takes O(n log n) time and about 40 n bytes, so a megabyte without a break is no problem. A long piece
-// is first cut between neighbours that no token can hold together (for most vocabularies that is between words).
+// A piece of n symbols takes O(n log n) time and about 40 n bytes, so a megabyte without a break is no problem. A long
+// piece is first cut between neighbours that no token can hold together (for most vocabularies that is between words).
 #pragma once
 
 #include <array>
@@ -58,7 +58,8 @@ class BpeModel {
   // vocabulary: texts and ids, both without repeats, ids in [0, kMaxTokenId]. merges: best first; both halves and their
   // concatenation must be in the vocabulary. Errors name the entry ("merges[3]").
   static absl::StatusOr<BpeModel> Create(std::vector<std::pair<std::string, int32_t>> vocabulary,
-                                         const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options);
+                                         const std::vector<std::pair<std::string, std::string>>& merges,
+                                         BpeOptions options);
   BpeModel(BpeModel&&) = default;
   BpeModel& operator=(BpeModel&&) = default;
 
@@ -109,7 +110,7 @@ class BpeModel {
   std::vector<PairEntry> pairs_;                       // open addressing; size a power of two
   // Pairs of initial symbols that stand side by side inside some merged token (open addressing); empty: any may.
   std::vector<uint64_t> crossings_;
-  std::array<Initial, 256> initials_;                  // by byte if byte-level, else by ASCII character
+  std::array<Initial, 256> initials_;  // by byte if byte-level, else by ASCII character
 };
 
 }  // namespace hone

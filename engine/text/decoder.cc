@@ -103,7 +103,8 @@ void Replace(const ReplaceStep& step, size_t limit, std::vector<std::string>& to
 }  // namespace
 
 std::string DecodeTokens(const std::vector<DecoderStep>& steps, std::vector<std::string> tokens) {
-  const size_t limit = TotalBytes(tokens) * kMaxGrowth + 64 * 1024;  // a hostile file's replacements could double and double
+  const size_t limit =
+      TotalBytes(tokens) * kMaxGrowth + 64 * 1024;  // a hostile file's replacements could double and double
   for (const DecoderStep& step : steps) {
     if (std::holds_alternative<ByteFallbackStep>(step)) ByteFallback(tokens);
     if (std::holds_alternative<FuseStep>(step)) Fuse(tokens);

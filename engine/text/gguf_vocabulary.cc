@@ -1,5 +1,6 @@
 // A GGUF's vocabulary as a tokenizer.json, which the one interpreter then reads: what runs and what is exported cannot
-// differ. The pre-tokenisers are those of the models that `tokenizer.ggml.pre` names, as their own tokenizer.json has them.
+// differ. The pre-tokenisers are those of the models that `tokenizer.ggml.pre` names, as their own tokenizer.json has
+// them.
 #include <array>
 #include <unordered_set>
 
@@ -55,13 +56,16 @@ absl::Status CheckId(std::string_view key, const std::optional<int32_t>& id, siz
 
 absl::Status CheckVocabulary(const GgufVocabulary& vocabulary) {
   if (vocabulary.model != "gpt2") {
-    return Unimplemented("tokenizer.ggml.model: \"", vocabulary.model, "\" is not implemented (gpt2, byte-level BPE, is)");
+    return Unimplemented("tokenizer.ggml.model: \"", vocabulary.model,
+                         "\" is not implemented (gpt2, byte-level BPE, is)");
   }
   const size_t count = vocabulary.tokens.size();
   if (count == 0) return InvalidArgument("tokenizer.ggml.tokens: empty");
-  if (count > static_cast<size_t>(kMaxTokenId)) return InvalidArgument("tokenizer.ggml.tokens: ", count, " entries are too many");
+  if (count > static_cast<size_t>(kMaxTokenId))
+    return InvalidArgument("tokenizer.ggml.tokens: ", count, " entries are too many");
   if (!vocabulary.token_types.empty() && vocabulary.token_types.size() != count) {
-    return InvalidArgument("tokenizer.ggml.token_type: ", vocabulary.token_types.size(), " entries for ", count, " tokens");
+    return InvalidArgument("tokenizer.ggml.token_type: ", vocabulary.token_types.size(), " entries for ", count,
+                           " tokens");
   }
   std::unordered_set<std::string_view> seen;
   for (size_t i = 0; i < count; ++i) {
@@ -80,8 +84,10 @@ absl::Status CheckVocabulary(const GgufVocabulary& vocabulary) {
   HONE_RETURN_IF_ERROR(CheckId("tokenizer.ggml.eos_token_id", vocabulary.eos, count));
   HONE_RETURN_IF_ERROR(CheckId("tokenizer.ggml.padding_token_id", vocabulary.pad, count));
   HONE_RETURN_IF_ERROR(CheckId("tokenizer.ggml.unknown_token_id", vocabulary.unk, count));
-  if (vocabulary.add_bos && !vocabulary.bos) return InvalidArgument("tokenizer.ggml.add_bos_token: there is no BOS token");
-  if (vocabulary.add_eos && !vocabulary.eos) return InvalidArgument("tokenizer.ggml.add_eos_token: there is no EOS token");
+  if (vocabulary.add_bos && !vocabulary.bos)
+    return InvalidArgument("tokenizer.ggml.add_bos_token: there is no BOS token");
+  if (vocabulary.add_eos && !vocabulary.eos)
+    return InvalidArgument("tokenizer.ggml.add_eos_token: there is no EOS token");
   return absl::OkStatus();
 }
 
@@ -90,7 +96,8 @@ absl::StatusOr<Json> AddedTokens(const GgufVocabulary& vocabulary) {
   Json added = Json::array();
   for (size_t id = 0; id < vocabulary.token_types.size(); ++id) {
     const int32_t type = vocabulary.token_types[id];
-    if (type < kNormal || type > kByte) return InvalidArgument("tokenizer.ggml.token_type[", id, "]: ", type, " is not known");
+    if (type < kNormal || type > kByte)
+      return InvalidArgument("tokenizer.ggml.token_type[", id, "]: ", type, " is not known");
     if (type != kControl && type != kUserDefined && type != kUnknown) continue;
     if (vocabulary.tokens[id].empty()) continue;
     added.push_back({{"id", id},

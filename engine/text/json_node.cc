@@ -64,7 +64,9 @@ absl::StatusOr<std::optional<JsonNode>> JsonNode::OptionalMember(std::string_vie
   return std::optional<JsonNode>(std::move(member));
 }
 
-JsonNode JsonNode::Element(size_t index) const { return JsonNode((*value_)[index], StrCat(path_, "[", index, "]"), file_); }
+JsonNode JsonNode::Element(size_t index) const {
+  return JsonNode((*value_)[index], StrCat(path_, "[", index, "]"), file_);
+}
 
 absl::StatusOr<std::string> JsonNode::String() const {
   if (!value_->is_string()) return Expected("a string");

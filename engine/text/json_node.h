@@ -1,5 +1,5 @@
-// A JSON value together with its path, for readers whose errors name the place: "tokenizer.json: model.vocab: expected an
-// object, found a string". Private to this room.
+// A JSON value together with its path, for readers whose errors name the place: "tokenizer.json: model.vocab: expected
+// an object, found a string". Private to this room.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,8 @@ class JsonNode {
   absl::StatusOr<bool> Bool() const;
   absl::StatusOr<int64_t> Integer(int64_t low, int64_t high) const;
   // Of a member; `fallback` where it is absent or null, an error where there is none.
-  absl::StatusOr<std::string> StringMember(std::string_view key, std::optional<std::string> fallback = std::nullopt) const;
+  absl::StatusOr<std::string> StringMember(std::string_view key,
+                                           std::optional<std::string> fallback = std::nullopt) const;
   absl::StatusOr<bool> BoolMember(std::string_view key, std::optional<bool> fallback = std::nullopt) const;
 
  private:

@@ -62,7 +62,8 @@ absl::Status Pattern::Tile(std::string_view text, RegexScratch& scratch, std::ve
   return absl::OkStatus();
 }
 
-absl::StatusOr<AlignedText> Normalize(const std::vector<NormalizerStep>& steps, AlignedText text, RegexScratch& scratch) {
+absl::StatusOr<AlignedText> Normalize(const std::vector<NormalizerStep>& steps, AlignedText text,
+                                      RegexScratch& scratch) {
   const size_t limit = text.text().size() * kMaxGrowth + 64 * 1024;
   for (const NormalizerStep& step : steps) {
     if (std::holds_alternative<NfcStep>(step)) {

@@ -37,9 +37,11 @@ using NormalizerStep = std::variant<NfcStep, PrependStep, ReplaceStep>;
 
 // Runs the steps in order. A result more than kMaxGrowth times the text (and 64 KiB) is an error: a hostile file.
 inline constexpr size_t kMaxGrowth = 64;
-absl::StatusOr<AlignedText> Normalize(const std::vector<NormalizerStep>& steps, AlignedText text, RegexScratch& scratch);
+absl::StatusOr<AlignedText> Normalize(const std::vector<NormalizerStep>& steps, AlignedText text,
+                                      RegexScratch& scratch);
 
 // `text` with every match replaced; an error if that would be more than `limit` bytes.
-absl::StatusOr<std::string> ReplaceMatches(const ReplaceStep& step, std::string_view text, size_t limit, RegexScratch& scratch);
+absl::StatusOr<std::string> ReplaceMatches(const ReplaceStep& step, std::string_view text, size_t limit,
+                                           RegexScratch& scratch);
 
 }  // namespace hone

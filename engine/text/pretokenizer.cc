@@ -57,7 +57,8 @@ void MergeSpans(SplitBehavior behavior, std::vector<MatchSpan>& spans) {
   spans = std::move(merged);
 }
 
-absl::Status Tile(const PreTokenizerStep& step, std::string_view text, RegexScratch& scratch, std::vector<MatchSpan>& spans) {
+absl::Status Tile(const PreTokenizerStep& step, std::string_view text, RegexScratch& scratch,
+                  std::vector<MatchSpan>& spans) {
   if (const auto* split = std::get_if<SplitStep>(&step)) {
     HONE_RETURN_IF_ERROR(split->pattern.Tile(text, scratch, spans));
     if (split->invert) {
@@ -91,8 +92,8 @@ Piece WithPrefixSpace(const Piece& piece, std::deque<AlignedText>& arena) {
 
 const std::string_view kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::vector<Piece>& pieces, std::deque<AlignedText>& arena,
-                         RegexScratch& scratch) {
+absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::vector<Piece>& pieces,
+                         std::deque<AlignedText>& arena, RegexScratch& scratch) {
   std::vector<Piece> next;
   std::vector<MatchSpan> spans;
   for (const PreTokenizerStep& step : steps) {

@@ -1,6 +1,6 @@
-// The pre-tokenisers of tokenizer.json: Split, Digits and ByteLevel, and their sequences: they cut text into the pieces that
-// BPE works on. ByteLevel's mapping of bytes to printable characters is not done on the text; the model's tables are mapped
-// instead (bpe.h), so that pieces stay ranges of the text.
+// The pre-tokenisers of tokenizer.json: Split, Digits and ByteLevel, and their sequences: they cut text into the pieces
+// that BPE works on. ByteLevel's mapping of bytes to printable characters is not done on the text; the model's tables
+// are mapped instead (bpe.h), so that pieces stay ranges of the text.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ struct Piece {
 };
 
 // Cuts `pieces` by every step in order. Texts a step makes (a prefix space) are kept in `arena`.
-absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::vector<Piece>& pieces, std::deque<AlignedText>& arena,
-                         RegexScratch& scratch);
+absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::vector<Piece>& pieces,
+                         std::deque<AlignedText>& arena, RegexScratch& scratch);
 
 }  // namespace hone

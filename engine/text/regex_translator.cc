@@ -9,11 +9,11 @@ namespace hone {
 namespace {
 
 constexpr std::array<std::string_view, 36> kCategories = {
-    "L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps",
-    "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z", "Zs", "Zl", "Zp", "C", "Cc", "Cf", "Co", "Cn"};
-constexpr std::array<std::string_view, 16> kScripts = {"Han",   "Hiragana", "Katakana", "Hangul",  "Latin",      "Greek",
-                                                       "Cyrillic", "Arabic", "Hebrew",   "Thai",    "Devanagari", "Bengali",
-                                                       "Tamil", "Armenian", "Georgian", "Bopomofo"};
+    "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps",
+    "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Co", "Cn"};
+constexpr std::array<std::string_view, 16> kScripts = {
+    "Han",    "Hiragana", "Katakana",   "Hangul",  "Latin", "Greek",    "Cyrillic", "Arabic",
+    "Hebrew", "Thai",     "Devanagari", "Bengali", "Tamil", "Armenian", "Georgian", "Bopomofo"};
 
 // Oniguruma's word: these besides the ASCII ones. Superscripts and fractions of Latin-1 count, other ones do not.
 constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
@@ -91,8 +91,9 @@ class Translator {
         return Property(2, "Nd", c == 'D', in_class);
       case 'w':
       case 'W':
-        return Set(2, recent_ ? StrCat(kWord, RecentCharacters("L"), RecentCharacters("M"), RecentCharacters("Nd"))
-                              : std::string(kWord),
+        return Set(2,
+                   recent_ ? StrCat(kWord, RecentCharacters("L"), RecentCharacters("M"), RecentCharacters("Nd"))
+                           : std::string(kWord),
                    c == 'W', in_class);
       case 'p':
       case 'P':
@@ -134,7 +135,8 @@ class Translator {
       if (!IsHexDigit(c)) return Unknown("a \\x or \\u without hexadecimal digits");
     }
     // Two digits above 7F are a byte to Oniguruma, not a character.
-    if (text.size() == 2 && text[0] > '7' && pattern_[digits - 1] != '{') return Unknown("\\x of a byte that is not ASCII");
+    if (text.size() == 2 && text[0] > '7' && pattern_[digits - 1] != '{')
+      return Unknown("\\x of a byte that is not ASCII");
     return Replace(end - at_ + (pattern_[digits - 1] == '{' ? 1 : 0), StrCat("\\x{", text, "}"));
   }
 
@@ -148,7 +150,8 @@ class Translator {
       negated = !negated;
       name.remove_prefix(1);
     }
-    if (!Contains(kCategories, name) && !Contains(kScripts, name)) return Unknown(StrCat("the property \\p{", name, "}"));
+    if (!Contains(kCategories, name) && !Contains(kScripts, name))
+      return Unknown(StrCat("the property \\p{", name, "}"));
     return Property(end + 1 - at_, name, negated, in_class);
   }
 
@@ -175,7 +178,8 @@ class Translator {
       }
       if (c == ']') return Unknown("a ] that begins a character class");
       if (c == '[') return Unknown("a [ inside a character class");
-      if (c == '&' && at_ + 1 < pattern_.size() && pattern_[at_ + 1] == '&') return Unknown("&& inside a character class");
+      if (c == '&' && at_ + 1 < pattern_.size() && pattern_[at_ + 1] == '&')
+        return Unknown("&& inside a character class");
       if (c == '\\') {
         HONE_RETURN_IF_ERROR(Escape(/*in_class=*/true));
         continue;

@@ -42,7 +42,8 @@ struct SplitRegex::Code {
   }
 };
 
-RegexScratch::RegexScratch() : match_(pcre2_match_data_create_8(1, nullptr)), context_(pcre2_match_context_create_8(nullptr)) {
+RegexScratch::RegexScratch()
+    : match_(pcre2_match_data_create_8(1, nullptr)), context_(pcre2_match_context_create_8(nullptr)) {
   HONE_CHECK(match_ != nullptr && context_ != nullptr, "out of memory");
   pcre2_set_match_limit_8(context_, kMatchLimit);
   pcre2_set_heap_limit_8(context_, kHeapLimitKib);

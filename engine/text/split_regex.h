@@ -50,8 +50,8 @@ class SplitRegex {
   SplitRegex& operator=(SplitRegex&&) noexcept;
   ~SplitRegex();
 
-  // Appends spans that tile `text` (valid UTF-8): matches, and the stretches between them. An empty match gives an empty
-  // span, but not directly after another match.
+  // Appends spans that tile `text` (valid UTF-8): matches, and the stretches between them. An empty match gives an
+  // empty span, but not directly after another match.
   absl::Status Tile(std::string_view text, RegexScratch& scratch, std::vector<MatchSpan>& out) const;
   const std::string& pattern() const { return pattern_; }
 

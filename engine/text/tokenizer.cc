@@ -129,6 +129,10 @@ std::string DecodeBytes(std::span<const int32_t> ids, int vocabulary) {
 
 absl::Status TokenizerModel::Finish() {
   id_count = bpe->id_count();
+  raw_matcher = normalized_matcher = {};
+  added_by_id.clear();
+  added_ids.clear();
+  special.clear();
   RegexScratch scratch;
   for (const AddedToken& token : added) {
     id_count = std::max(id_count, token.id + 1);
@@ -176,7 +180,8 @@ Tokenizer::~Tokenizer() = default;
 
 absl::StatusOr<Encoding> Tokenizer::Encode(std::string_view text, bool add_special_tokens) const {
   if (text.size() > kMaxTextBytes) {
-    return InvalidArgument("a text of ", text.size(), " bytes: at most ", kMaxTextBytes, " are tokenized at once; split it");
+    return InvalidArgument("a text of ", text.size(), " bytes: at most ", kMaxTextBytes,
+                           " are tokenized at once; split it");
   }
   size_t offset = 0;
   if (!IsValidUtf8(text, &offset)) return InvalidArgument("the text is not valid UTF-8 at byte ", offset);

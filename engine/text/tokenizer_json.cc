@@ -1,5 +1,6 @@
 #include "engine/text/tokenizer_json.h"
 
+#include <map>
 #include <string>
 
 #include "engine/text/json_node.h"
@@ -82,7 +83,8 @@ absl::Status ReadNormalizer(const JsonNode& node, std::vector<NormalizerStep>& s
     HONE_ASSIGN_OR_RETURN(ReplaceStep replace, ReadReplace(node));
     return Append<NormalizerStep>(node, steps, std::move(replace));
   }
-  return node.NotImplemented(StrCat("the normalizer \"", type, "\" is not implemented (NFC, Prepend, Replace, Sequence are)"));
+  return node.NotImplemented(
+      StrCat("the normalizer \"", type, "\" is not implemented (NFC, Prepend, Replace, Sequence are)"));
 }
 
 absl::StatusOr<SplitBehavior> ReadBehavior(const JsonNode& node) {
@@ -92,7 +94,8 @@ absl::StatusOr<SplitBehavior> ReadBehavior(const JsonNode& node) {
   if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
   if (name == "Contiguous") return SplitBehavior::kContiguous;
-  return node.NotImplemented(StrCat("\"", name, "\" is not known; expected Removed, Isolated, MergedWithPrevious, "
+  return node.NotImplemented(StrCat("\"", name,
+                                    "\" is not known; expected Removed, Isolated, MergedWithPrevious, "
                                     "MergedWithNext or Contiguous"));
 }
 
@@ -112,7 +115,8 @@ absl::StatusOr<ByteLevelStep> ReadByteLevel(const JsonNode& node) {
 absl::Status ReadPreTokenizer(const JsonNode& node, std::vector<PreTokenizerStep>& steps) {
   HONE_ASSIGN_OR_RETURN(const std::string type, node.StringMember("type"));
   if (type == "Sequence") {
-    return ReadSequence(node, "pretokenizers", [&](const JsonNode& element) { return ReadPreTokenizer(element, steps); });
+    return ReadSequence(node, "pretokenizers",
+                        [&](const JsonNode& element) { return ReadPreTokenizer(element, steps); });
   }
   if (!steps.empty() && std::holds_alternative<ByteLevelStep>(steps.back())) {
     return node.NotImplemented("a pre-tokenizer after ByteLevel is not implemented");
@@ -173,8 +177,8 @@ absl::Status ReadDecoder(const JsonNode& node, std::vector<DecoderStep>& steps) 
     HONE_RETURN_IF_ERROR(node.CheckKeys({"type", "add_prefix_space", "trim_offsets", "use_regex"}));
     return Append<DecoderStep>(node, steps, ByteLevelDecodeStep{});
   }
-  return node.NotImplemented(StrCat("the decoder \"", type,
-                                    "\" is not implemented (ByteFallback, Fuse, Strip, Replace, ByteLevel, Sequence are)"));
+  return node.NotImplemented(StrCat(
+      "the decoder \"", type, "\" is not implemented (ByteFallback, Fuse, Strip, Replace, ByteLevel, Sequence are)"));
 }
 
 // The ids that special_tokens gives to one {"SpecialToken": {"id": NAME}} of a template.
@@ -211,7 +215,8 @@ absl::Status ReadTemplate(const JsonNode& node, TokenizerModel& model) {
     }
     HONE_ASSIGN_OR_RETURN(const JsonNode sequence, element.Member("Sequence"));
     HONE_ASSIGN_OR_RETURN(const std::string id, sequence.StringMember("id"));
-    if (id != "A" || seen_text) return sequence.NotImplemented("a template for one text must have sequence A exactly once");
+    if (id != "A" || seen_text)
+      return sequence.NotImplemented("a template for one text must have sequence A exactly once");
     seen_text = true;
   }
   if (!seen_text) return single.Error("the template has no sequence A");
@@ -234,8 +239,9 @@ absl::Status ReadPostProcessor(const JsonNode& node, TokenizerModel& model) {
 }
 
 absl::StatusOr<BpeOptions> ReadBpeOptions(const JsonNode& node) {
-  HONE_RETURN_IF_ERROR(node.CheckKeys({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                                       "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
+  HONE_RETURN_IF_ERROR(
+      node.CheckKeys({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                      "byte_fallback", "ignore_merges", "vocab", "merges"}));
   HONE_ASSIGN_OR_RETURN(const std::optional<JsonNode> dropout, node.OptionalMember("dropout"));
   if (dropout && dropout->value() != 0) return dropout->NotImplemented("dropout is not implemented; expected null");
   for (std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -258,9 +264,11 @@ absl::StatusOr<std::vector<std::pair<std::string, int32_t>>> ReadVocabulary(cons
   std::vector<std::pair<std::string, int32_t>> vocabulary;
   vocabulary.reserve(node.value().size());
   for (const auto& [text, value] : node.value().items()) {
-    if (!value.is_number_integer()) return node.Error(StrCat("the id of \"", text, "\" is ", value.dump(), ", not a whole number"));
+    if (!value.is_number_integer())
+      return node.Error(StrCat("the id of \"", text, "\" is ", value.dump(), ", not a whole number"));
     const bool in_range = value.is_number_unsigned() && value.get<uint64_t>() <= static_cast<uint64_t>(kMaxTokenId);
-    if (!in_range) return node.Error(StrCat("the id ", value.dump(), " of \"", text, "\" is outside 0 ... ", kMaxTokenId));
+    if (!in_range)
+      return node.Error(StrCat("the id ", value.dump(), " of \"", text, "\" is outside 0 ... ", kMaxTokenId));
     vocabulary.emplace_back(text, value.get<int32_t>());
   }
   return vocabulary;
@@ -292,7 +300,8 @@ absl::Status ReadModel(const JsonNode& node, TokenizerModel& model) {
   HONE_ASSIGN_OR_RETURN(const std::string type, node.StringMember("type", "BPE"));
   if (type != "BPE") return node.NotImplemented(StrCat("the model \"", type, "\" is not implemented (BPE is)"));
   HONE_ASSIGN_OR_RETURN(BpeOptions options, ReadBpeOptions(node));
-  options.byte_level = !model.pre_tokenizer.empty() && std::holds_alternative<ByteLevelStep>(model.pre_tokenizer.back());
+  options.byte_level =
+      !model.pre_tokenizer.empty() && std::holds_alternative<ByteLevelStep>(model.pre_tokenizer.back());
   HONE_ASSIGN_OR_RETURN(const JsonNode vocab_node, node.Member("vocab"));
   HONE_ASSIGN_OR_RETURN(auto vocabulary, ReadVocabulary(vocab_node));
   HONE_ASSIGN_OR_RETURN(const JsonNode merges_node, node.Member("merges"));
@@ -303,17 +312,14 @@ absl::Status ReadModel(const JsonNode& node, TokenizerModel& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<AddedToken> ReadAddedToken(const JsonNode& node) {
-  HONE_RETURN_IF_ERROR(node.CheckKeys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
+// All but the id.
+absl::StatusOr<AddedToken> ReadAddedTokenFlags(const JsonNode& node) {
   AddedToken token;
   HONE_ASSIGN_OR_RETURN(token.content, node.StringMember("content"));
   if (token.content.empty()) return node.Error("\"content\" is empty");
   if (token.content.size() > kMaxAddedTokenBytes) {
     return node.Error(StrCat("\"content\" is longer than ", kMaxAddedTokenBytes, " bytes"));
   }
-  HONE_ASSIGN_OR_RETURN(const JsonNode id_node, node.Member("id"));
-  HONE_ASSIGN_OR_RETURN(const int64_t id, id_node.Integer(0, kMaxTokenId));
-  token.id = static_cast<int32_t>(id);
   HONE_ASSIGN_OR_RETURN(token.special, node.BoolMember("special", false));
   HONE_ASSIGN_OR_RETURN(token.single_word, node.BoolMember("single_word", false));
   HONE_ASSIGN_OR_RETURN(token.lstrip, node.BoolMember("lstrip", false));
@@ -322,8 +328,17 @@ absl::StatusOr<AddedToken> ReadAddedToken(const JsonNode& node) {
   return token;
 }
 
-// Hugging Face gives an added token the model's id of its text, else the next free one, whatever "id" says. A file where
-// that differs from "id" means something else than it does: refused.
+absl::StatusOr<AddedToken> ReadAddedToken(const JsonNode& node) {
+  HONE_RETURN_IF_ERROR(node.CheckKeys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
+  HONE_ASSIGN_OR_RETURN(AddedToken token, ReadAddedTokenFlags(node));
+  HONE_ASSIGN_OR_RETURN(const JsonNode id_node, node.Member("id"));
+  HONE_ASSIGN_OR_RETURN(const int64_t id, id_node.Integer(0, kMaxTokenId));
+  token.id = static_cast<int32_t>(id);
+  return token;
+}
+
+// Hugging Face gives an added token the model's id of its text, else the next free one, whatever "id" says. A file
+// where that differs from "id" means something else than it does: refused.
 absl::Status ReadAddedTokens(const JsonNode& node, TokenizerModel& model) {
   HONE_RETURN_IF_ERROR(node.CheckArray());
   const auto vocabulary_size = static_cast<int32_t>(model.bpe->token_count());
@@ -335,8 +350,8 @@ absl::Status ReadAddedTokens(const JsonNode& node, TokenizerModel& model) {
     if (const auto it = ids.find(token.content); it != ids.end()) id = it->second;
     if (!id) id = next;
     if (*id != token.id) {
-      return node.Element(i).Error(StrCat("\"", token.content, "\" has the id ", token.id,
-                                          ", but Hugging Face tokenizers would give it ", *id));
+      return node.Element(i).Error(
+          StrCat("\"", token.content, "\" has the id ", token.id, ", but Hugging Face tokenizers would give it ", *id));
     }
     if (*id >= next) next = *id + 1;
     if (!ids.emplace(token.content, token.id).second) {
@@ -355,14 +370,14 @@ absl::Status IfPresent(const JsonNode& root, std::string_view key, Read read) {
 }
 
 absl::Status ReadRoot(const JsonNode& root, TokenizerModel& model) {
-  HONE_RETURN_IF_ERROR(root.CheckKeys({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-                                       "post_processor", "decoder", "model"}));
+  HONE_RETURN_IF_ERROR(root.CheckKeys({"version", "truncation", "padding", "added_tokens", "normalizer",
+                                       "pre_tokenizer", "post_processor", "decoder", "model"}));
   HONE_ASSIGN_OR_RETURN(const std::string version, root.StringMember("version", "1.0"));
   if (version != "1.0") return root.NotImplemented(StrCat("version \"", version, "\" is not implemented (1.0 is)"));
   HONE_RETURN_IF_ERROR(
       IfPresent(root, "normalizer", [&](const JsonNode& node) { return ReadNormalizer(node, model.normalizer); }));
-  HONE_RETURN_IF_ERROR(
-      IfPresent(root, "pre_tokenizer", [&](const JsonNode& node) { return ReadPreTokenizer(node, model.pre_tokenizer); }));
+  HONE_RETURN_IF_ERROR(IfPresent(root, "pre_tokenizer",
+                                 [&](const JsonNode& node) { return ReadPreTokenizer(node, model.pre_tokenizer); }));
   HONE_ASSIGN_OR_RETURN(const JsonNode model_node, root.Member("model"));
   HONE_RETURN_IF_ERROR(ReadModel(model_node, model));
   HONE_RETURN_IF_ERROR(
@@ -375,13 +390,43 @@ absl::Status ReadRoot(const JsonNode& root, TokenizerModel& model) {
   });
 }
 
+// "added_tokens_decoder": {"151643": {"content": ..., flags}}. Most repeat tokenizer.json.
+absl::Status ReadAddedTokensDecoder(const JsonNode& node, TokenizerModel& model) {
+  HONE_RETURN_IF_ERROR(node.CheckObject());
+  std::map<int32_t, AddedToken> missing;
+  for (const auto& [key, value] : node.value().items()) {
+    HONE_ASSIGN_OR_RETURN(const JsonNode entry, node.Member(key));
+    HONE_ASSIGN_OR_RETURN(AddedToken token, ReadAddedTokenFlags(entry));
+    const bool digits = !key.empty() && key.size() <= 7 && key.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits) return entry.Error("expected a token's id as the key");
+    token.id = std::stoi(key);
+    const auto it = model.added_ids.find(token.content);
+    const std::optional<int32_t> known = it != model.added_ids.end() ? it->second : model.bpe->TokenId(token.content);
+    if (known && *known != token.id) {
+      return entry.Error(StrCat("\"", token.content, "\" has the id ", *known, " in tokenizer.json"));
+    }
+    if (!known) missing.emplace(token.id, std::move(token));
+  }
+  for (auto& [id, token] : missing) {
+    if (id != model.id_count) {
+      return node.Error(StrCat("\"", token.content, "\" (", id,
+                               ") is not in tokenizer.json, and the next free id there is ", model.id_count));
+    }
+    model.added.push_back(std::move(token));
+    ++model.id_count;
+  }
+  return missing.empty() ? absl::OkStatus() : model.Finish();
+}
+
 // "bos_token": a text, or an object whose "content" is one.
-absl::StatusOr<std::optional<int32_t>> ReadTokenName(const JsonNode& root, std::string_view key, const TokenizerModel& model) {
+absl::StatusOr<std::optional<int32_t>> ReadTokenName(const JsonNode& root, std::string_view key,
+                                                     const TokenizerModel& model) {
   HONE_ASSIGN_OR_RETURN(const std::optional<JsonNode> node, root.OptionalMember(key));
   if (!node) return std::optional<int32_t>();
   absl::StatusOr<std::string> name = node->value().is_object() ? node->StringMember("content") : node->String();
   if (!name.ok()) return name.status();
-  if (const auto it = model.added_ids.find(*name); it != model.added_ids.end()) return std::optional<int32_t>(it->second);
+  if (const auto it = model.added_ids.find(*name); it != model.added_ids.end())
+    return std::optional<int32_t>(it->second);
   if (const std::optional<int32_t> id = model.bpe->TokenId(*name)) return id;
   return node->Error(StrCat("\"", *name, "\" is not a token of tokenizer.json"));
 }
@@ -403,6 +448,8 @@ absl::Status ReadTokenizerConfigJson(std::string_view tokenizer_config_json, Tok
   if (!json.ok()) return Annotate(json.status(), "tokenizer_config.json");
   const JsonNode root(*json, "", "tokenizer_config.json");
   HONE_RETURN_IF_ERROR(root.CheckObject());
+  HONE_RETURN_IF_ERROR(IfPresent(root, "added_tokens_decoder",
+                                 [&](const JsonNode& node) { return ReadAddedTokensDecoder(node, model); }));
   HONE_ASSIGN_OR_RETURN(model.bos, ReadTokenName(root, "bos_token", model));
   HONE_ASSIGN_OR_RETURN(model.eos, ReadTokenName(root, "eos_token", model));
   HONE_ASSIGN_OR_RETURN(model.pad, ReadTokenName(root, "pad_token", model));

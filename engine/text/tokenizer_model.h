@@ -24,14 +24,14 @@ class TokenizerModel {
   std::vector<NormalizerStep> normalizer;
   std::vector<PreTokenizerStep> pre_tokenizer;
   std::optional<BpeModel> bpe;
-  std::vector<AddedToken> added;  // in the file's order, ids fixed
+  std::vector<AddedToken> added;        // in the file's order, ids fixed
   std::vector<int32_t> prefix, suffix;  // what the post-processor puts around a text
   bool has_decoder = false;             // without one, decoding puts spaces between tokens
   std::vector<DecoderStep> decoder;
   std::optional<int32_t> bos, eos, pad;
   std::string json;  // the tokenizer.json itself
 
-  // Computed from the above by Finish().
+  // Computed from the above by Finish(), again if `added` has changed.
   AddedTokenMatcher raw_matcher, normalized_matcher;
   std::unordered_map<int32_t, const AddedToken*> added_by_id;
   std::unordered_map<std::string_view, int32_t> added_ids;

@@ -1,8 +1,8 @@
-// UTF-8 and the character properties the tokenizers need: decoding, numbers, white space, words, the byte-level alphabet of
-// GPT-2, NFC (by utf8proc). Not here: regular expressions (split_regex.h).
+// UTF-8 and the character properties the tokenizers need: decoding, numbers, white space, words, the byte-level
+// alphabet of GPT-2, NFC (by utf8proc). Not here: regular expressions (split_regex.h).
 //
-// Hugging Face's tokenizers knows Unicode 16 (its regular expressions) and 17 (Rust's char); Debian's PCRE2 knows 14 and
-// utf8proc 15. The characters assigned in between are listed here, so that ids agree on those too.
+// Hugging Face's tokenizers knows Unicode 16 (its regular expressions), 17 (Rust's char) and 9 (NFC); Debian's PCRE2
+// knows 14 and utf8proc 15. The characters assigned in between are listed here, so that ids agree on those too.
 #pragma once
 
 #include <array>
@@ -28,6 +28,9 @@ std::string ReplaceInvalidUtf8(std::string_view bytes);
 bool IsNumeric(char32_t c);        // general category N
 bool IsWhiteSpace(char32_t c);     // property White_Space
 bool IsWordCharacter(char32_t c);  // UTS 18 \w: alphabetic, marks, decimal digits, connectors, joiners
+
+// Characters that Hugging Face's NFC leaves where they are though they combine or decompose: its tables are Unicode 9.
+bool IsOpaqueToNfc(char32_t c);
 
 // GPT-2's printable alphabet: byte -> character, and back.
 char32_t ByteLevelCharacter(uint8_t byte);

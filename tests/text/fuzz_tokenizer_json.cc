@@ -1,4 +1,5 @@
-// A tokenizer.json from a stranger, then a text through it: the input is the file, a zero byte, and the text.
+// A tokenizer.json from a stranger, then a text through it: the input is the file, the text and
+// a tokenizer_config.json, with zero bytes between them.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -11,8 +12,13 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view input(reinterpret_cast<const char*>(data), size);
   const size_t zero = input.find('\0');
-  const std::string_view text = zero == std::string_view::npos ? "a b 12\n<s>" : input.substr(zero + 1);
-  const auto tokenizer = hone::Tokenizer::FromJson(input.substr(0, zero));
+  std::string_view text = zero == std::string_view::npos ? "a b 12\n<s>" : input.substr(zero + 1);
+  std::string_view config;
+  if (const size_t second = text.find('\0'); second != std::string_view::npos) {
+    config = text.substr(second + 1);
+    text = text.substr(0, second);
+  }
+  const auto tokenizer = hone::Tokenizer::FromJson(input.substr(0, zero), config);
   if (!tokenizer.ok()) return 0;
   const auto encoding = (*tokenizer)->Encode(text, true);
   if (!encoding.ok()) return 0;

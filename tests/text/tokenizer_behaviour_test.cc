@@ -1,5 +1,5 @@
-// What Hone adds to Hugging Face's behaviour: spans, decoding that never fails, bounded time, threads, GGUF vocabularies
-// that come out as a tokenizer.json, byte vocabularies.
+// What Hone adds to Hugging Face's behaviour: spans, decoding that never fails, bounded time, threads, GGUF
+// vocabularies that come out as a tokenizer.json, byte vocabularies.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,8 +17,8 @@ using nlohmann::json;
 using testing::ElementsAre;
 using testing::Pair;
 
-#define LOAD_OR_SKIP(variable, name)                                         \
-  const std::unique_ptr<Tokenizer> variable = LoadTestTokenizer(name);       \
+#define LOAD_OR_SKIP(variable, name)                                   \
+  const std::unique_ptr<Tokenizer> variable = LoadTestTokenizer(name); \
   if (variable == nullptr) GTEST_SKIP() << "HONE_TEST_DATA or HONE_TEST_SMOLLM2 is not set"
 
 std::unique_ptr<Tokenizer> FromText(const std::string& text) {
@@ -29,7 +29,8 @@ std::unique_ptr<Tokenizer> FromText(const std::string& text) {
 
 TEST(TokenizerSpans, ArePlacesInTheInputWhateverTheNormalizerDoes) {
   // Letters are their own tokens; spaces become two characters, each text begins with one, and é is composed.
-  const auto tokenizer = FromText(R"({"model": {"type": "BPE", "vocab": {"▁": 0, "a": 1, "é": 2, "▁a": 3, "<s>": 4, "b": 5},
+  const auto tokenizer =
+      FromText(R"({"model": {"type": "BPE", "vocab": {"▁": 0, "a": 1, "é": 2, "▁a": 3, "<s>": 4, "b": 5},
       "merges": ["▁ a"]}, "added_tokens": [{"id": 4, "content": "<s>", "special": true, "rstrip": true}],
       "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend", "prepend": "▁"},
                      {"type": "Replace", "pattern": {"String": " "}, "content": "▁▁"}]},
@@ -37,8 +38,8 @@ TEST(TokenizerSpans, ArePlacesInTheInputWhateverTheNormalizerDoes) {
                          {"SpecialToken": {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": [4]}}}})");
   const Encoding encoding = tokenizer->Encode("ae\u0301 a<s>  b", true).value();
   EXPECT_THAT(encoding.ids, ElementsAre(4, 3, 2, 0, 3, 4, 0, 5, 4));
-  EXPECT_THAT(encoding.spans, ElementsAre(Pair(0, 0), Pair(0, 1), Pair(1, 4), Pair(4, 5), Pair(4, 6), Pair(6, 11), Pair(11, 12),
-                                          Pair(11, 12), Pair(12, 12)));
+  EXPECT_THAT(encoding.spans, ElementsAre(Pair(0, 0), Pair(0, 1), Pair(1, 4), Pair(4, 5), Pair(4, 6), Pair(6, 11),
+                                          Pair(11, 12), Pair(11, 12), Pair(12, 12)));
 }
 
 TEST(TokenizerSpans, CoverTheTextWhereNothingIsRemoved) {
@@ -51,6 +52,16 @@ TEST(TokenizerSpans, CoverTheTextWhereNothingIsRemoved) {
     covered = std::max(covered, end);
   }
   EXPECT_EQ(covered, text.size());
+}
+
+// Hugging Face's NFC knows Unicode 9: younger marks keep their place, and marks around them do not cross them.
+TEST(TokenizerNormalize, NfcIsThatOfUnicode9) {
+  LOAD_OR_SKIP(tokenizer, "qwen2");
+  auto normalized = [&](const std::string& text) { return tokenizer->Decode(tokenizer->Encode(text, false)->ids); };
+  EXPECT_EQ(normalized("a\u0301\u0323"), "\u1ea1\u0301");
+  EXPECT_EQ(normalized("a\u08d3\u0301\u0323"), "a\u08d3\u0323\u0301");
+  EXPECT_EQ(normalized("e\u0301\u0d3b\u0301x"), "\u00e9\u0d3b\u0301x");
+  EXPECT_EQ(normalized("\U00011935\U00011930"), "\U00011935\U00011930");
 }
 
 TEST(TokenizerDecode, NeverFails) {
@@ -156,7 +167,8 @@ GgufVocabulary Letters(const std::string& pre) {
   GgufVocabulary vocabulary;
   vocabulary.model = "gpt2";
   vocabulary.pre = pre;
-  vocabulary.tokens = {"1", "2", "3", "4", "12", "123", "1234", "\u0120", "a", "\u0120a", "<|end|>", "'", "S", "'S", "aS", "u"};
+  vocabulary.tokens = {"1", "2",       "3",       "4", "12", "123", "1234", "\u0120",
+                       "a", "\u0120a", "<|end|>", "'", "S",  "'S",  "aS",   "u"};
   vocabulary.token_types = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1, 4};
   vocabulary.merges = {"1 2", "12 3", "123 4", "\u0120 a", "' S"};
   vocabulary.bos = 10;
@@ -170,14 +182,14 @@ std::vector<int32_t> Ids(const GgufVocabulary& vocabulary, const std::string& te
 }
 
 TEST(TokenizerGguf, PreTokenizersDifferAsTheyShould) {
-  EXPECT_THAT(Ids(Letters("smollm"), "1234 a"), ElementsAre(0, 1, 2, 3, 9));   // every digit alone
-  EXPECT_THAT(Ids(Letters("gpt-2"), "1234 a"), ElementsAre(6, 9));             // digits together
-  EXPECT_THAT(Ids(Letters("llama-bpe"), "1234 a"), ElementsAre(5, 3, 9));      // three at a time
+  EXPECT_THAT(Ids(Letters("smollm"), "1234 a"), ElementsAre(0, 1, 2, 3, 9));  // every digit alone
+  EXPECT_THAT(Ids(Letters("gpt-2"), "1234 a"), ElementsAre(6, 9));            // digits together
+  EXPECT_THAT(Ids(Letters("llama-bpe"), "1234 a"), ElementsAre(5, 3, 9));     // three at a time
   EXPECT_THAT(Ids(Letters("qwen2"), "1234 a"), ElementsAre(0, 1, 2, 3, 9));
-  EXPECT_THAT(Ids(Letters("gpt-2"), "a'S"), ElementsAre(8, 11, 12));           // contractions are lower case only
-  EXPECT_THAT(Ids(Letters("llama-bpe"), "a'S"), ElementsAre(8, 13));           // of any case
-  EXPECT_THAT(Ids(Letters("gpt-2"), "aS"), ElementsAre(8, 12));                // no merge makes "aS"
-  EXPECT_THAT(Ids(Letters("llama-bpe"), "aS"), ElementsAre(14));               // ignore_merges
+  EXPECT_THAT(Ids(Letters("gpt-2"), "a'S"), ElementsAre(8, 11, 12));  // contractions are lower case only
+  EXPECT_THAT(Ids(Letters("llama-bpe"), "a'S"), ElementsAre(8, 13));  // of any case
+  EXPECT_THAT(Ids(Letters("gpt-2"), "aS"), ElementsAre(8, 12));       // no merge makes "aS"
+  EXPECT_THAT(Ids(Letters("llama-bpe"), "aS"), ElementsAre(14));      // ignore_merges
   EXPECT_THAT(Ids(Letters("gpt-2"), "a<|end|>a"), ElementsAre(8, 10, 8));
 }
 

@@ -1,5 +1,5 @@
-// The same ids and the same decoded text as Hugging Face `tokenizers` 0.22.2, on 2,100 strings for each of five tokenizers.
-// tests/golden/make_tokenizer.py made the digests and says what they are.
+// The same ids and the same decoded text as Hugging Face `tokenizers` 0.22.2, on 2,100 strings for each of five
+// tokenizers. tests/golden/make_tokenizer.py made the digests and says what they are.
 #include <gtest/gtest.h>
 #include <utf8proc.h>
 
@@ -31,9 +31,9 @@ std::vector<std::string> Strings() {
 
 std::string Nfc(const std::string& text) {
   utf8proc_uint8_t* out = nullptr;
-  const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                   static_cast<utf8proc_ssize_t>(text.size()), &out,
-                                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const auto length =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   std::string result(reinterpret_cast<char*>(out), static_cast<size_t>(length));
   std::free(out);
   return result;

@@ -45,8 +45,9 @@ TEST(SplitRegex, WhiteSpaceIsUnicodes) {
 }
 
 TEST(SplitRegex, RefusesWhatItMightMisread) {
-  for (const char* pattern : {"[a[b]]", "[a&&b]", "\\h", "\\b", "(?<n>a)", "(a)\\1", "(?m:.)", "(*FAIL)", "[[:alpha:]]", "a{2}+",
-                              "\\p{Emoji}", "a{", "(?i)a", "\\K", "\\", "[a", "\\x{110000000}", "\\xE9", "[\\W]"}) {
+  for (const char* pattern :
+       {"[a[b]]", "[a&&b]", "\\h", "\\b", "(?<n>a)", "(a)\\1", "(?m:.)", "(*FAIL)", "[[:alpha:]]", "a{2}+",
+        "\\p{Emoji}", "a{", "(?i)a", "\\K", "\\", "[a", "\\x{110000000}", "\\xE9", "[\\W]"}) {
     const absl::StatusOr<SplitRegex> regex = SplitRegex::Compile(pattern);
     ASSERT_FALSE(regex.ok()) << pattern;
     EXPECT_NE(ToStd(regex.status().message()).find("regular expression"), std::string_view::npos);
