@@ -103,7 +103,7 @@ absl::Status Fetch(Download& download, const v1::Artifact& artifact, const std::
     }
   }
   HONE_ASSIGN_OR_RETURN(const std::string digest, Sha256HexOfFile(part_path));
-  if (digest != artifact.sha256()) {
+  if (!artifact.sha256().empty() && digest != artifact.sha256()) {
     std::filesystem::remove(part_path, error);
     return DataLoss("arrived with sha256 ", digest, ", the job wrote ", artifact.sha256());
   }
@@ -130,6 +130,7 @@ int RunExport(Context& context, const ExportOptions& options) {
   Download download{*client, options.job, interrupt, line};
   const std::string folder = AbsolutePath(context.environment, options.output);
   size_t count = 0;
+  size_t unverified = 0;
   uint64_t bytes = 0;
   for (const v1::Artifact& artifact : artifacts) {
     if (!Wanted(options.only, artifact.path())) continue;
@@ -140,7 +141,12 @@ int RunExport(Context& context, const ExportOptions& options) {
     if (!status.ok()) return Fail(context, Annotate(status, Printable(artifact.path())));
     ++count;
     bytes += artifact.bytes();
-    nlohmann::ordered_json row = {{"path", *target}, {"bytes", artifact.bytes()}, {"sha256", artifact.sha256()}};
+    // A job that failed has recorded no digests.
+    unverified += artifact.sha256().empty() ? 1 : 0;
+    nlohmann::ordered_json row = {{"path", *target},
+                                  {"bytes", artifact.bytes()},
+                                  {"sha256", artifact.sha256()},
+                                  {"verified", !artifact.sha256().empty()}};
     Out((context.json() ? row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) : *target) + "\n");
   }
   if (count == 0) {
@@ -148,7 +154,9 @@ int RunExport(Context& context, const ExportOptions& options) {
                              ? FailedPrecondition("job ", options.job, " has no files yet; they come when it ends")
                              : NotFound("no file of job ", options.job, " matches --only"));
   }
-  Note(context, StrCat(count, " files, ", FormatBytes(bytes), ", every sha256 as the job wrote it."));
+  const std::string verdict = unverified == 0 ? "every sha256 as the job wrote it"
+                                              : StrCat(unverified, " of them not verified: the job recorded no sha256");
+  Note(context, StrCat(count, " files, ", FormatBytes(bytes), ", ", verdict, "."));
   return kExitOk;
 }
 

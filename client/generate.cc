@@ -269,14 +269,16 @@ int RunGenerate(Context& context, const GenerateOptions& given) {
     };
   }
   std::vector<Side> sides;
+  // The adapter first: if there is none, that is said before the base has spent its time.
   std::vector<bool> runs = {options.base};
-  if (options.compare) runs = {true, false};
+  if (options.compare) runs = {false, true};
   for (const bool base : runs) {
     absl::StatusOr<std::vector<Answer>> answers = Ask(*client, options, base, prompts, on_text, interrupt);
     if (interrupt.interrupted()) return kExitDetached;
     if (!answers.ok()) return Fail(context, answers.status());
     sides.push_back({base ? "base" : "adapter", *std::move(answers)});
   }
+  if (options.compare) std::swap(sides[0], sides[1]);
   if (!stream) {
     Print(context, prompts, sides);
   } else if (sides[0].answers[0].status.ok()) {

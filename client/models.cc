@@ -18,7 +18,8 @@ void PrintModel(const Context& context, const v1::Model& model, bool details) {
     std::string out = StrCat("model   ", Printable(model.id()), "\npath    ", Printable(model.path()), "\nfamily  ",
                              Printable(model.family()), "\nsize    ", FormatBytes(model.bytes()), "\n");
     if (!model.digest().empty()) out += StrCat("digest  ", Printable(model.digest()), "\n");
-    if (details && !model.inspect_json().empty()) out += "\n" + RenderReport(model.inspect_json());
+    if (details && !model.inspect_json().empty())
+      out += "\n" + RenderReport(model.inspect_json(), context.terminal.out_colours);
     Out(out);
   }
 }

@@ -81,7 +81,8 @@ int RunDataValidate(Context& context, const std::string& path, const std::vector
   HONE_TRY(Client* const client, context.Connect());
   HONE_TRY(const v1::JobSpec spec, Prepared(context, *client, std::move(file)));
   HONE_TRY(const v1::ValidateDataResponse response, client->ValidateData(spec));
-  Out(context.json() ? OneLineJson(response.report_json()) + "\n" : RenderReport(response.report_json()));
+  Out(context.json() ? OneLineJson(response.report_json()) + "\n"
+                     : RenderReport(response.report_json(), context.terminal.out_colours));
   return kExitOk;
 }
 

@@ -24,12 +24,70 @@ bool IsFlat(const Json& list) {
   return true;
 }
 
-void Render(const Json& value, const std::string& indent, std::string& out);
+bool AllHave(const Json& list, const char* first, const char* second) {
+  if (!list.is_array() || list.empty()) return false;
+  for (const Json& item : list) {
+    if (!item.is_object() || !item.contains(first) || !item.contains(second)) return false;
+  }
+  return true;
+}
 
-void RenderEntry(const std::string& key, const Json& value, const std::string& indent, std::string& out) {
+std::string Indented(const std::string& text, const std::string& indent) {
+  std::string out = indent;
+  for (char c : text) {
+    out.push_back(c);
+    if (c == '\n') out += indent;
+  }
+  return out + "\n";
+}
+
+// The mask as a reader sees it: runs of trained tokens between marks.
+std::string TokenText(const Json& tokens, bool colours) {
+  std::string text, run;
+  bool trained = false;
+  const auto flush = [&] {
+    text += trained && !run.empty() ? Paint(colours, Colour::kGreen, StrCat("«", run, "»")) : run;
+    run.clear();
+  };
+  for (const Json& token : tokens) {
+    const bool now = token["trained"].is_boolean() && token["trained"].get<bool>();
+    if (now != trained) flush();
+    trained = now;
+    run += token["text"].is_string() ? Printable(token["text"].get<std::string>()) : Scalar(token["text"]);
+  }
+  flush();
+  return text;
+}
+
+std::string Histogram(const Json& rows, const std::string& indent) {
+  double most = 0;
+  for (const Json& row : rows) {
+    if (row["examples"].is_number()) most = std::max(most, row["examples"].get<double>());
+  }
+  std::string out;
+  for (const Json& row : rows) {
+    const double count = row["examples"].is_number() ? row["examples"].get<double>() : 0;
+    std::string label = StrCat("up to ", Scalar(row["up_to"]));
+    label.resize(std::max<size_t>(label.size() + 1, 14), ' ');
+    out += StrCat(indent, label, Bar(most > 0 ? count / most : 0, 20), " ", Scalar(row["examples"]), "\n");
+  }
+  return out;
+}
+
+void Render(const Json& value, const std::string& indent, bool colours, std::string& out);
+
+void RenderEntry(const std::string& key, const Json& value, const std::string& indent, bool colours, std::string& out) {
+  if (AllHave(value, "text", "trained")) {
+    out += StrCat(indent, key, ":\n", Indented(TokenText(value, colours), indent + "  | "));
+    return;
+  }
+  if (AllHave(value, "up_to", "examples")) {
+    out += StrCat(indent, key, ":\n", Histogram(value, indent + "  "));
+    return;
+  }
   if (value.is_object() && !value.empty()) {
     out += StrCat(indent, key, ":\n");
-    Render(value, indent + "  ", out);
+    Render(value, indent + "  ", colours, out);
   } else if (value.is_array() && IsFlat(value)) {
     std::string line;
     for (const Json& item : value) line += StrCat(line.empty() ? "" : ", ", Scalar(item));
@@ -38,13 +96,9 @@ void RenderEntry(const std::string& key, const Json& value, const std::string& i
     out += StrCat(indent, key, ": ", line, "\n");
   } else if (value.is_array()) {
     out += StrCat(indent, key, ":\n");
-    Render(value, indent + "  ", out);
+    Render(value, indent + "  ", colours, out);
   } else if (value.is_string() && value.get<std::string>().find('\n') != std::string::npos) {
-    out += StrCat(indent, key, ":\n");
-    std::string text = indent + "  | " + Scalar(value);
-    for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
-      text.insert(at + 1, indent + "  | ");
-    out += text + "\n";
+    out += StrCat(indent, key, ":\n", Indented(Scalar(value), indent + "  | "));
   } else {
     std::string label = key + ":";
     label.resize(std::max<size_t>(label.size() + 1, 26 - std::min<size_t>(indent.size(), 20)), ' ');
@@ -52,11 +106,11 @@ void RenderEntry(const std::string& key, const Json& value, const std::string& i
   }
 }
 
-void Render(const Json& value, const std::string& indent, std::string& out) {
+void Render(const Json& value, const std::string& indent, bool colours, std::string& out) {
   if (value.is_object()) {
-    for (const auto& [key, item] : value.items()) RenderEntry(Printable(key), item, indent, out);
+    for (const auto& [key, item] : value.items()) RenderEntry(Printable(key), item, indent, colours, out);
   } else if (value.is_array()) {
-    for (size_t i = 0; i < value.size(); ++i) RenderEntry(StrCat("- ", i + 1), value[i], indent, out);
+    for (size_t i = 0; i < value.size(); ++i) RenderEntry(StrCat("- ", i + 1), value[i], indent, colours, out);
   } else {
     out += indent + Scalar(value) + "\n";
   }
@@ -64,11 +118,11 @@ void Render(const Json& value, const std::string& indent, std::string& out) {
 
 }  // namespace
 
-std::string RenderReport(std::string_view json) {
+std::string RenderReport(std::string_view json, bool colours) {
   const Json value = Json::parse(json, nullptr, false);
   if (value.is_discarded()) return Printable(json) + "\n";
   std::string out;
-  Render(value, "", out);
+  Render(value, "", colours, out);
   return out;
 }
 

@@ -6,8 +6,9 @@
 
 namespace hone {
 
-// Keys as written, nested objects indented, short lists on one line; text that is no JSON comes back as it is.
-std::string RenderReport(std::string_view json);
+// Keys as written, nested objects indented, short lists on one line; lists of {"up_to", "examples"} are drawn as bars
+// and lists of {"text", "trained"} as text, what is trained between « and ». Text that is no JSON comes back as it is.
+std::string RenderReport(std::string_view json, bool colours = false);
 // One line of JSON; text that is no JSON becomes a JSON string.
 std::string OneLineJson(std::string_view json);
 

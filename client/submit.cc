@@ -81,7 +81,8 @@ int RunSubmit(Context& context, const SubmitOptions& options) {
                          StateText(job->state(), false), ". Watch it: hone watch ", job->id()));
     return kExitOk;
   }
-  return WatchJob(context, *client, job->id(), {.timeout_seconds = options.timeout_seconds, .submitted_here = true});
+  return WatchJob(context, *client, job->id(),
+                  {.timeout_seconds = options.timeout_seconds, .submitted_here = true, .already_said = file.advice});
 }
 
 }  // namespace hone

@@ -94,7 +94,7 @@ class Follower {
     const absl::StatusOr<v1::Job> job = client_.GetJob(id_);
     if (!job.ok()) return Fail(context_, job.status());
     id_ = job->id();
-    view_.emplace(job->display_name().empty() ? job->id() : Printable(job->display_name()));
+    view_.emplace(job->display_name().empty() ? job->id() : Printable(job->display_name()), options_.already_said);
     StatusLine line(context_.terminal);
     line_ = &line;
     return Follow();
@@ -151,7 +151,7 @@ class Follower {
       return true;
     }
     const std::string lasting = view_->Take(event);
-    if (!lasting.empty()) line_->Say(lasting);
+    if (!lasting.empty() && !context_.quiet) line_->Say(lasting);
     ShowProgress(event);
     return true;
   }
@@ -185,7 +185,8 @@ class Follower {
 
   int Finished(const v1::Job& job) {
     line_->Clear();
-    if (!context_.json()) Err(JobSummary(job, context_.terminal.err_colours));
+    const bool tell = !context_.quiet || job.state() != v1::SUCCEEDED;
+    if (!context_.json() && tell) Err(JobSummary(job, context_.terminal.err_colours));
     if (job.state() == v1::SUCCEEDED) return kExitOk;
     if (job.state() != v1::FAILED) return kExitStopped;
     return options_.submitted_here && job.state_reason() == "PLAN_DOES_NOT_FIT" ? kExitDoesNotFit : kExitFailed;
@@ -221,7 +222,7 @@ std::string WatchView::Take(const v1::JobEvent& event) {
     case v1::JobEvent::kCheckpoint:
       return StrCat("checkpoint at step ", event.checkpoint().step());
     case v1::JobEvent::kWarning:
-      return StrCat("warning: ", Printable(event.warning()));
+      return warned_.insert(event.warning()).second ? StrCat("warning: ", Printable(event.warning())) : "";
     case v1::JobEvent::kPlan:
       return PlanLine(event.plan());
     default:

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,9 +13,10 @@
 namespace hone {
 
 struct WatchOptions {
-  int timeout_seconds = 0;      // 0: none
-  int patience_seconds = 60;    // how long an unreachable daemon is waited for
-  bool submitted_here = false;  // exit 6 where the plan does not fit
+  int timeout_seconds = 0;                // 0: none
+  int patience_seconds = 60;              // how long an unreachable daemon is waited for
+  bool submitted_here = false;            // exit 6 where the plan does not fit
+  std::vector<std::string> already_said;  // warnings that need no repeating
 };
 
 // Until the job is at rest. Returns the exit code.
@@ -23,7 +25,8 @@ int WatchJob(Context& context, Client& client, const std::string& id, const Watc
 // What an event looks like to a person. Keeps what the progress line needs.
 class WatchView {
  public:
-  explicit WatchView(std::string label) : label_(std::move(label)) {}
+  explicit WatchView(std::string label, const std::vector<std::string>& already_said = {})
+      : label_(std::move(label)), warned_(already_said.begin(), already_said.end()) {}
   // Lasting text for the event, or "" (steps have none).
   std::string Take(const v1::JobEvent& event);
   // "short-answers ███░░ 24/48 50% loss 0.41 ▇▅▃ 1,234 tok/s ETA 1m23s"; `width` columns.
@@ -38,6 +41,7 @@ class WatchView {
   std::string Figures() const;
 
   std::string label_;
+  std::set<std::string> warned_;  // planning and every attempt say the same
   std::optional<v1::StepRecord> step_;
   std::optional<v1::Progress> progress_;
   std::vector<double> losses_;

@@ -58,7 +58,7 @@ class Reader {
 
  private:
   absl::Status Fail(int line, int column, const std::string& path, std::string_view message) const {
-    const absl::Status status = FieldError(path, message);
+    absl::Status status = FieldError(path, message);
     if (file_name_.empty()) return status;
     return Annotate(status, line > 0 ? StrCat(file_name_, ":", line, ":", column) : std::string(file_name_));
   }

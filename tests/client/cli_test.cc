@@ -343,6 +343,14 @@ TEST_F(Cli, WatchOnAPipeIsPlainLines) {
   EXPECT_THAT(result.err, HasSubstr("hone export abc123"));
 }
 
+TEST_F(Cli, QuietWatchSpeaksOnlyOfTrouble) {
+  StartDaemon();
+  daemon_->script.events = {StateEvent(1, v1::RUNNING), StepEvent(1, 1), StateEvent(2, v1::SUCCEEDED)};
+  EXPECT_EQ(Hone({"watch", "abc123", "-q"}).err, "");
+  daemon_->script.jobs["abc123"].set_state(v1::FAILED);
+  EXPECT_THAT(Hone({"watch", "abc123", "-q"}).err, HasSubstr("FAILED"));
+}
+
 TEST_F(Cli, WatchOnATerminalRedrawsWithBarAndSparkline) {
   StartDaemon();
   for (uint64_t i = 1; i <= 40; ++i) daemon_->script.events.push_back(StepEvent(i, 40));
@@ -568,6 +576,16 @@ TEST_F(Export, AWrongDigestLeavesNothing) {
   EXPECT_THAT(result.err, HasSubstr("arrived with sha256"));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "out/adapter/model.safetensors"));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "out/adapter/model.safetensors.part"));
+}
+
+TEST_F(Export, SaysWhatCouldNotBeVerified) {
+  StartDaemon();
+  Artifact("steps.jsonl", "x");
+  daemon_->script.artifacts[0].clear_sha256();
+  const Result result = Hone({"export", "abc123", "--output", "out", "-o", "json"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_EQ(JsonLines(result.out).at(0)["verified"], false);
+  EXPECT_THAT(result.err, HasSubstr("1 of them not verified"));
 }
 
 TEST_F(Export, StaysInsideTheFolder) {

@@ -174,13 +174,27 @@ TEST(WatchView, LastingEvents) {
   EXPECT_THAT(view.Take(event), HasSubstr("loss 0.5"));
   event.set_warning("careful");
   EXPECT_EQ(view.Take(event), "warning: careful");
+  EXPECT_EQ(view.Take(event), "") << "every attempt says it again";
 }
 
 TEST(Report, RendersJsonAndSurvivesOther) {
   EXPECT_EQ(RenderReport(R"({"a": {"b": [1, 2]}, "t": "x\u001b"})"),
             "a:\n  b: 1, 2\nt:                        x\\x1b\n");
   EXPECT_EQ(RenderReport("not json"), "not json\n");
+  EXPECT_EQ(RenderReport(R"({"t": "one\ntwo"})"), "t:\n  | one\n  | two\n");
   EXPECT_EQ(OneLineJson("{\"a\":\n1}"), "{\"a\":1}");
+}
+
+TEST(Report, ShowsMasksAndHistograms) {
+  const std::string json =
+      R"({"tokens": [{"text": "<u>\n", "trained": false}, {"text": "a", "trained": true}, {"text": "b", "trained": true}]})";
+  EXPECT_EQ(RenderReport(json), "tokens:\n  | <u>\n  | «ab»\n");
+  EXPECT_THAT(RenderReport(json, true), HasSubstr("\x1b[32m«ab»\x1b[0m"));
+  EXPECT_EQ(RenderReport(R"({"h": [{"up_to": 64, "examples": 2}, {"up_to": 128, "examples": 1}]})"),
+            "h:\n  up to 64      ████████████████████ 2\n  up to 128     ██████████░░░░░░░░░░ 1\n");
+  // Foreign types never throw.
+  EXPECT_THAT(RenderReport(R"({"h": [{"up_to": [], "examples": "x"}], "t": [{"text": 1, "trained": "y"}]})"),
+              HasSubstr("up to"));
 }
 
 TEST(Completion, NamesEveryCommandAndFlag) {
