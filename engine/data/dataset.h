@@ -1,5 +1,5 @@
-// A job's data, ready to train on: rows read, split, made into examples, KL pairs built. Not here: batches in time (order.h),
-// micro-batches (packing.h), the report (report.h).
+// A job's data, ready to train on: rows read, split, made into examples, KL pairs built. Not here: batches in time
+// (order.h), micro-batches (packing.h), the report (report.h).
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 namespace hone {
 
 struct Dataset {
-  std::vector<Example> examples;     // in the order of the file
-  std::vector<Example> kl;           // KTO: kl[i] = prompt of examples[i] with the completion of examples[kl_partner[i]]
+  std::vector<Example> examples;  // in the order of the file
+  std::vector<Example> kl;        // KTO: kl[i] = prompt of examples[i] with the completion of examples[kl_partner[i]]
   std::vector<uint32_t> kl_partner;  // KTO
   int32_t longest() const;           // largest length among examples and kl; 0 if empty
 };

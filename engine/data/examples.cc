@@ -30,7 +30,9 @@ struct ChatTokens {
 absl::StatusOr<ChatTokens> TokenizeChat(const Row& row, const TextTools& tools) {
   HONE_RETURN_IF_ERROR(NeedTokenizer(row, tools));
   if (tools.chat_template == nullptr) {
-    return RowError(row.number, row.line, "message rows need a chat template and the model has none; give 'prompt' and 'completion' as strings");
+    return RowError(
+        row.number, row.line,
+        "message rows need a chat template and the model has none; give 'prompt' and 'completion' as strings");
   }
   RenderRequest request;
   request.messages = row.messages;
@@ -47,7 +49,8 @@ absl::StatusOr<ChatTokens> TokenizeChat(const Row& row, const TextTools& tools) 
   for (size_t i = 0; i < tokens.ids.size(); ++i) {
     const auto [begin, end] = encoding->spans[i];
     while (turn < chat->turns.size() && chat->turns[turn].bytes.end <= begin) ++turn;
-    if (turn < chat->turns.size() && chat->turns[turn].bytes.begin < end && begin < end) tokens.message[i] = chat->turns[turn].message;
+    if (turn < chat->turns.size() && chat->turns[turn].bytes.begin < end && begin < end)
+      tokens.message[i] = chat->turns[turn].message;
   }
   return tokens;
 }
@@ -62,7 +65,8 @@ int32_t FirstTrainedMessage(const Row& row, bool last_only) {
   return static_cast<int32_t>(row.messages.size());
 }
 
-absl::StatusOr<std::vector<int32_t>> EncodeRow(const Row& row, const TextTools& tools, const std::string& text, bool special) {
+absl::StatusOr<std::vector<int32_t>> EncodeRow(const Row& row, const TextTools& tools, const std::string& text,
+                                               bool special) {
   HONE_RETURN_IF_ERROR(NeedTokenizer(row, tools));
   auto encoding = tools.tokenizer->Encode(text, special);
   if (!encoding.ok()) return Annotate(encoding.status(), StrCat("row ", row.number, " (line ", row.line, ")"));
@@ -87,7 +91,8 @@ absl::Status FillSft(const Row& row, const TextTools& tools, Example* example) {
     }
     case RowKind::kPromptCompletionText: {
       HONE_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, EncodeRow(row, tools, row.prompt, true));
-      HONE_ASSIGN_OR_RETURN(example->ids, EncodeRow(row, tools, row.prompt + WithEos(row.completion, tools.tokenizer), true));
+      HONE_ASSIGN_OR_RETURN(example->ids,
+                            EncodeRow(row, tools, row.prompt + WithEos(row.completion, tools.tokenizer), true));
       example->trained.assign(example->ids.size(), 1);
       std::fill_n(example->trained.begin(), std::min(prompt.size(), example->ids.size()), 0);
       return absl::OkStatus();
@@ -100,7 +105,8 @@ absl::Status FillSft(const Row& row, const TextTools& tools, Example* example) {
     case RowKind::kIds: {
       example->ids = row.ids;
       example->trained.assign(row.ids.size(), 0);
-      for (const auto& [begin, end] : row.trained) std::fill(example->trained.begin() + begin, example->trained.begin() + end, 1);
+      for (const auto& [begin, end] : row.trained)
+        std::fill(example->trained.begin() + begin, example->trained.begin() + end, 1);
       return absl::OkStatus();
     }
     case RowKind::kPromptCompletionIds: {
@@ -135,8 +141,8 @@ absl::StatusOr<Example> MakeSftExample(const Row& row, const TextTools& tools, c
     example.ids.resize(static_cast<size_t>(options.max_length));
     example.trained.resize(static_cast<size_t>(options.max_length));
     if (example.supervised() == 0) {
-      return RowError(row.number, row.line, "no supervised token is left after the cut to max_length ", options.max_length,
-                      ": what is trained begins later; raise data.max_length or shorten the row");
+      return RowError(row.number, row.line, "no supervised token is left after the cut to max_length ",
+                      options.max_length, ": what is trained begins later; raise data.max_length or shorten the row");
     }
   }
   const auto first = std::find(example.trained.begin(), example.trained.end(), 1);
@@ -146,12 +152,14 @@ absl::StatusOr<Example> MakeSftExample(const Row& row, const TextTools& tools, c
 
 namespace {
 
-// prompt and answer of raw strings: the answer begins where the prompt's own ids end, or one id before if they are no prefix.
+// prompt and answer of raw strings: the answer begins where the prompt's own ids end, or one id before if they are no
+// prefix.
 absl::Status FillKtoText(const Row& row, const TextTools& tools, KtoParts* parts) {
   HONE_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, EncodeRow(row, tools, row.prompt, false));
   HONE_ASSIGN_OR_RETURN(const std::vector<int32_t> full, EncodeRow(row, tools, row.prompt + row.completion, false));
   if (full.size() < prompt.size()) {
-    return RowError(row.number, row.line, "prompt and completion together have fewer tokens than the prompt alone; move the prompt's ",
+    return RowError(row.number, row.line,
+                    "prompt and completion together have fewer tokens than the prompt alone; move the prompt's ",
                     "trailing characters into the completion");
   }
   size_t begin = prompt.size();
@@ -174,7 +182,8 @@ absl::Status FillKtoChat(const Row& row, const TextTools& tools, KtoParts* parts
     begin = std::min(begin, i);
     end = i + 1;
   }
-  if (end == 0) return RowError(row.number, row.line, "no supervised token: the completion has nothing that an assistant said");
+  if (end == 0)
+    return RowError(row.number, row.line, "no supervised token: the completion has nothing that an assistant said");
   parts->prompt.assign(tokens.ids.begin(), tokens.ids.begin() + static_cast<long>(begin));
   for (size_t i = begin; i < end; ++i) {
     parts->answer.push_back(tokens.ids[i]);
@@ -186,15 +195,20 @@ absl::Status FillKtoChat(const Row& row, const TextTools& tools, KtoParts* parts
 }  // namespace
 
 absl::StatusOr<KtoParts> MakeKtoParts(const Row& row, const TextTools& tools) {
-  if (!row.label) return RowError(row.number, row.line, "KTO needs a label: \"label\": true (desirable) or false (undesirable)");
+  if (!row.label)
+    return RowError(row.number, row.line, "KTO needs a label: \"label\": true (desirable) or false (undesirable)");
   KtoParts parts;
   parts.label = *row.label;
   parts.row = row.number;
   parts.line = row.line;
   switch (row.kind) {
     case RowKind::kMessages:
-    case RowKind::kPromptCompletionMessages: HONE_RETURN_IF_ERROR(FillKtoChat(row, tools, &parts)); break;
-    case RowKind::kPromptCompletionText: HONE_RETURN_IF_ERROR(FillKtoText(row, tools, &parts)); break;
+    case RowKind::kPromptCompletionMessages:
+      HONE_RETURN_IF_ERROR(FillKtoChat(row, tools, &parts));
+      break;
+    case RowKind::kPromptCompletionText:
+      HONE_RETURN_IF_ERROR(FillKtoText(row, tools, &parts));
+      break;
     case RowKind::kPromptCompletionIds:
       parts.prompt = row.ids;
       parts.answer = row.completion_ids;
@@ -202,7 +216,8 @@ absl::StatusOr<KtoParts> MakeKtoParts(const Row& row, const TextTools& tools) {
       break;
     case RowKind::kText:
     case RowKind::kIds:
-      return RowError(row.number, row.line, "KTO needs a prompt and a completion; a '", RowKindName(row.kind), "' row has none");
+      return RowError(row.number, row.line, "KTO needs a prompt and a completion; a '", RowKindName(row.kind),
+                      "' row has none");
   }
   return parts;
 }
@@ -221,8 +236,9 @@ absl::StatusOr<Example> MakeKtoExample(const KtoParts& parts, const ExampleOptio
   if (!fits()) {
     const int64_t room = budget - options.max_prompt_length;
     if (room <= 0) {
-      return RowError(parts.row, parts.line, "longer than data.max_length ", options.max_length, ", and data.max_prompt_length ",
-                      options.max_prompt_length, " leaves no room for an answer; set data.max_prompt_length lower");
+      return RowError(parts.row, parts.line, "longer than data.max_length ", options.max_length,
+                      ", and data.max_prompt_length ", options.max_prompt_length,
+                      " leaves no room for an answer; set data.max_prompt_length lower");
     }
     keep = std::min(keep, static_cast<size_t>(room));
   }
@@ -235,7 +251,8 @@ absl::StatusOr<Example> MakeKtoExample(const KtoParts& parts, const ExampleOptio
   example.prompt_length = example.length();
   example.trained.assign(example.ids.size(), 0);
   example.ids.insert(example.ids.end(), answer.begin(), answer.begin() + static_cast<long>(keep));
-  example.trained.insert(example.trained.end(), parts.answer_trained.begin(), parts.answer_trained.begin() + static_cast<long>(keep));
+  example.trained.insert(example.trained.end(), parts.answer_trained.begin(),
+                         parts.answer_trained.begin() + static_cast<long>(keep));
   const bool eos_missing = keep == 0 || answer[keep - 1] != parts.eos;
   if (parts.raw_text && parts.eos && eos_missing) {
     example.ids.push_back(*parts.eos);

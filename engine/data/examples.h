@@ -1,22 +1,22 @@
 // From rows to token examples: chat template, tokenisation, masks, BOS/EOS and truncation. Not here: mismatched pairs
 // (kl_pairs.h), whole data sets (dataset.h), packing (packing.h).
 //
-// Message rows: rendered once, tokenised without added special tokens (the template writes them); a token is trained if its
-// bytes and a trained span of the rendering (chat_template.h) overlap. So a token that merges the template's last character with
-// the content's first is trained, as TRL's step back by one token does it. With a prompt only the completion's messages are
-// trained; for KTO a `messages` row's completion is its last assistant message. KTO's answer begins at the first trained token
-// and ends with the last: what the template writes after the end-of-turn is left out.
+// Message rows: rendered once, tokenised without added special tokens (the template writes them); a token is trained if
+// its bytes and a trained span of the rendering (chat_template.h) overlap. So a token that merges the template's last
+// character with the content's first is trained, as TRL's step back by one token does it. With a prompt only the
+// completion's messages are trained; for KTO a `messages` row's completion is its last assistant message. KTO's answer
+// begins at the first trained token and ends with the last: what the template writes after the end-of-turn is left out.
 //
-// String rows, SFT (as TRL 0.24's SFTTrainer): EOS's text appended if the text does not end with it, then tokenised with the
-// tokenizer's own special tokens; prompt + completion is tokenised as one text and what lies past the prompt's own number of
-// tokens is trained; `text` trains every token. Overflow: cut at the right to max_length.
+// String rows, SFT (as TRL 0.24's SFTTrainer): EOS's text appended if the text does not end with it, then tokenised
+// with the tokenizer's own special tokens; prompt + completion is tokenised as one text and what lies past the prompt's
+// own number of tokens is trained; `text` trains every token. Overflow: cut at the right to max_length.
 //
 // String rows, KTO (as TRL 0.24's KTOTrainer): prompt and prompt + completion are tokenised without special tokens; the
-// answer is what lies past the prompt's number of tokens, one less if the prompt's ids are not a prefix. If prompt + answer
-// exceed the budget (max_length, less one if the prompt does not begin with BOS, which a tokenizer without BOS never does, and
-// less one if the answer does not end with EOS) the prompt keeps its last max_prompt_length ids; if they still do the answer
-// keeps its first budget - max_prompt_length. Then BOS (if the tokenizer has one) and EOS are added where missing. Message rows
-// and ids rows: the same truncation with budget max_length, nothing added.
+// answer is what lies past the prompt's number of tokens, one less if the prompt's ids are not a prefix. If prompt +
+// answer exceed the budget (max_length, less one if the prompt does not begin with BOS, which a tokenizer without BOS
+// never does, and less one if the answer does not end with EOS) the prompt keeps its last max_prompt_length ids; if
+// they still do the answer keeps its first budget - max_prompt_length. Then BOS (if the tokenizer has one) and EOS are
+// added where missing. Message rows and ids rows: the same truncation with budget max_length, nothing added.
 #pragma once
 
 #include <cstdint>
@@ -46,10 +46,11 @@ struct TextTools {
 
 struct Example {
   std::vector<int32_t> ids;
-  std::vector<uint8_t> trained;  // one per id: 1 if its prediction from the ids before it is supervised; [0] is always 0
-  int32_t prompt_length = 0;     // KTO: ids before the answer. SFT: ids before the first trained one
-  bool label = true;             // KTO
-  uint64_t row = 0;              // Row::number
+  std::vector<uint8_t>
+      trained;                // one per id: 1 if its prediction from the ids before it is supervised; [0] is always 0
+  int32_t prompt_length = 0;  // KTO: ids before the answer. SFT: ids before the first trained one
+  bool label = true;          // KTO
+  uint64_t row = 0;           // Row::number
   uint32_t cut_prompt = 0, cut_completion = 0;  // ids that truncation removed
   int32_t length() const { return static_cast<int32_t>(ids.size()); }
   int32_t supervised() const;  // number of ones in trained

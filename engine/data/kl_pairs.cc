@@ -8,7 +8,9 @@ namespace hone {
 
 absl::StatusOr<std::vector<uint32_t>> KlPartners(uint32_t count, uint32_t group_size) {
   if (group_size < 2) return InvalidArgument("objective.kto.kl_group_size: must be at least 2, got ", group_size);
-  if (count < 2) return InvalidArgument("KTO needs at least 2 rows (its KL estimate pairs each prompt with another row's completion), got ", count);
+  if (count < 2)
+    return InvalidArgument(
+        "KTO needs at least 2 rows (its KL estimate pairs each prompt with another row's completion), got ", count);
   std::vector<uint32_t> partner(count);
   for (uint32_t begin = 0; begin < count;) {
     const uint32_t end = count - begin < group_size ? count : begin + group_size;

@@ -1,8 +1,8 @@
 // In which order an epoch visits the examples, cut into semantic batches, and where a run stands in it. Not here: the
 // execution micro-batches (packing.h). A KL pair is stored with its example, so no order can part them.
 //
-// `shuffled`: Fisher-Yates over Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = (i, epoch, purpose): a pure
-// function of (seed, epoch, n), so a resumed run sees what the undisturbed one saw.
+// `shuffled`: Fisher-Yates over Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = (i, epoch,
+// purpose): a pure function of (seed, epoch, n), so a resumed run sees what the undisturbed one saw.
 #pragma once
 
 #include <array>
@@ -30,8 +30,8 @@ class BatchOrder {
   // count >= 1, batch_examples >= 1.
   BatchOrder(uint32_t count, uint32_t batch_examples, EpochOrder order, uint64_t seed);
 
-  // Example indices of the batch at the cursor, which then points to the next one. An epoch's last batch may be short; a
-  // batch never crosses epochs.
+  // Example indices of the batch at the cursor, which then points to the next one. An epoch's last batch may be short;
+  // a batch never crosses epochs.
   std::vector<uint32_t> Next(DataCursor* cursor);
   uint64_t steps_per_epoch() const { return (uint64_t{count_} + batch_ - 1) / batch_; }
   // Where the run stands after `steps` batches from the beginning.

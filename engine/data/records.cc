@@ -36,7 +36,8 @@ absl::StatusOr<Json> ParseOrdered(std::string_view text, int max_depth) {
     return Json::parse(text.begin(), text.end(), check);
   } catch (const Refused& refused) {
     return InvalidArgument("invalid JSON: ", refused.message);
-  } catch (const Json::parse_error& error) {  // "[json.exception.parse_error.101] parse error at line 1, column 9: syntax error ..."
+  } catch (const Json::parse_error&
+               error) {  // "[json.exception.parse_error.101] parse error at line 1, column 9: syntax error ..."
     std::string_view what = error.what();
     if (const size_t cut = what.find(": "); cut != std::string_view::npos) what.remove_prefix(cut + 2);
     return InvalidArgument("invalid JSON at byte ", error.byte == 0 ? 0 : error.byte - 1, " of the row: ", what);
@@ -53,7 +54,8 @@ absl::Status CheckMessages(const Json& messages, std::string_view field) {
     const Json& message = messages[i];
     if (!message.is_object()) return InvalidArgument(field, "[", i, "]: expected an object with 'role' and 'content'");
     const auto role = message.find("role");
-    if (role == message.end() || !role->is_string()) return InvalidArgument(field, "[", i, "].role: expected a string such as \"user\"");
+    if (role == message.end() || !role->is_string())
+      return InvalidArgument(field, "[", i, "].role: expected a string such as \"user\"");
     const auto content = message.find("content");
     if (content == message.end()) {
       if (message.contains("tool_calls")) continue;
@@ -77,7 +79,8 @@ absl::StatusOr<std::vector<int32_t>> TakeIds(const Json& value, std::string_view
   ids.reserve(value.size());
   for (const Json& id : value) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
-      return InvalidArgument(field, "[", ids.size(), "]: expected a token id (0 to 2147483647), not ", id.dump().substr(0, 40));
+      return InvalidArgument(field, "[", ids.size(), "]: expected a token id (0 to 2147483647), not ",
+                             id.dump().substr(0, 40));
     }
     ids.push_back(static_cast<int32_t>(id.get<uint64_t>()));
   }
@@ -94,7 +97,8 @@ absl::Status TakeTrained(const Json& value, Row* row) {
     }
     const uint64_t begin = range[0].get<uint64_t>(), end = range[1].get<uint64_t>();
     if (begin >= end || end > row->ids.size()) {
-      return InvalidArgument(where, "[", begin, ", ", end, "] is not a range inside the row's ", row->ids.size(), " ids");
+      return InvalidArgument(where, "[", begin, ", ", end, "] is not a range inside the row's ", row->ids.size(),
+                             " ids");
     }
     if (begin < last) return InvalidArgument(where, "ranges must ascend and not overlap");
     row->trained.emplace_back(static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
@@ -128,8 +132,9 @@ absl::Status TakeContent(const Json& object, Row* row) {
     for (const auto& [key, value] : object.items()) {
       if (found.size() < 200) found += found.empty() ? key : StrCat(", ", key);
     }
-    return InvalidArgument("expected exactly one of 'messages', 'prompt' + 'completion', 'text', 'ids' + 'trained', 'prompt_ids' + ",
-                           "'completion_ids'; the row has: ", found.empty() ? std::string("nothing") : found);
+    return InvalidArgument(
+        "expected exactly one of 'messages', 'prompt' + 'completion', 'text', 'ids' + 'trained', 'prompt_ids' + ",
+        "'completion_ids'; the row has: ", found.empty() ? std::string("nothing") : found);
   }
   if (pair) return TakePromptCompletion(object, row);
   if (messages) {
@@ -149,7 +154,8 @@ absl::Status TakeContent(const Json& object, Row* row) {
     return absl::OkStatus();
   }
   row->kind = RowKind::kIds;
-  if (!object.contains("trained")) return InvalidArgument("'ids' needs 'trained': [[begin, end], ...], the ids that are trained");
+  if (!object.contains("trained"))
+    return InvalidArgument("'ids' needs 'trained': [[begin, end], ...], the ids that are trained");
   HONE_ASSIGN_OR_RETURN(row->ids, TakeIds(object["ids"], "ids"));
   return TakeTrained(object["trained"], row);
 }
@@ -160,19 +166,23 @@ absl::Status FillRow(std::string_view text, const RowLimits& limits, Row* row) {
   if (!object.is_object()) return InvalidArgument("expected a JSON object, not ", object.type_name());
   HONE_RETURN_IF_ERROR(TakeContent(object, row));
   if (object.contains("label") && !object["label"].is_null()) {
-    if (!object["label"].is_boolean()) return InvalidArgument("label: expected true or false, not ", object["label"].dump().substr(0, 40));
+    if (!object["label"].is_boolean())
+      return InvalidArgument("label: expected true or false, not ", object["label"].dump().substr(0, 40));
     row->label = object["label"].get<bool>();
   }
   if (object.contains("tools")) row->tools = object["tools"];
-  if (!row->tools.is_null() && !row->tools.is_array()) return InvalidArgument("tools: expected a list, not ", row->tools.type_name());
+  if (!row->tools.is_null() && !row->tools.is_array())
+    return InvalidArgument("tools: expected a list, not ", row->tools.type_name());
   if (object.contains("chat_template_kwargs")) row->variables = object["chat_template_kwargs"];
-  if (!row->variables.is_null() && !row->variables.is_object()) return InvalidArgument("chat_template_kwargs: expected an object");
+  if (!row->variables.is_null() && !row->variables.is_object())
+    return InvalidArgument("chat_template_kwargs: expected an object");
   return absl::OkStatus();
 }
 
 class Reader {
  public:
-  Reader(std::string_view bytes, std::string_view name, const RowLimits& limits) : bytes_(bytes), name_(name), limits_(limits) {}
+  Reader(std::string_view bytes, std::string_view name, const RowLimits& limits)
+      : bytes_(bytes), name_(name), limits_(limits) {}
 
   absl::StatusOr<std::vector<Row>> Read() {
     if (bytes_.size() > limits_.max_file_bytes) {
@@ -247,7 +257,9 @@ class Reader {
       const size_t begin = at_;
       const uint64_t line = line_;
       SkipElement();
-      if (at_ >= bytes_.size()) return InvalidArgument(name_, ": row ", rows_.size() + 1, " (line ", line, "): the JSON array is not closed by ]");
+      if (at_ >= bytes_.size())
+        return InvalidArgument(name_, ": row ", rows_.size() + 1, " (line ", line,
+                               "): the JSON array is not closed by ]");
       HONE_RETURN_IF_ERROR(Add(bytes_.substr(begin, at_ - begin), line));
       closed = bytes_[at_] == ']';
       if (!closed) ++at_;
@@ -269,12 +281,18 @@ class Reader {
 
 std::string_view RowKindName(RowKind kind) {
   switch (kind) {
-    case RowKind::kMessages: return "messages";
-    case RowKind::kPromptCompletionMessages: return "prompt + completion (messages)";
-    case RowKind::kPromptCompletionText: return "prompt + completion";
-    case RowKind::kText: return "text";
-    case RowKind::kIds: return "ids";
-    case RowKind::kPromptCompletionIds: return "prompt_ids + completion_ids";
+    case RowKind::kMessages:
+      return "messages";
+    case RowKind::kPromptCompletionMessages:
+      return "prompt + completion (messages)";
+    case RowKind::kPromptCompletionText:
+      return "prompt + completion";
+    case RowKind::kText:
+      return "text";
+    case RowKind::kIds:
+      return "ids";
+    case RowKind::kPromptCompletionIds:
+      return "prompt_ids + completion_ids";
   }
   return "unknown";
 }

@@ -1,7 +1,8 @@
-// Rows of a data file as the user wrote them: JSON Lines or one JSON array, in the shapes of CONTRACT.md "Rows". Not here:
-// templates, tokens and truncation (examples.h).
+// Rows of a data file as the user wrote them: JSON Lines or one JSON array, in the shapes of CONTRACT.md "Rows". Not
+// here: templates, tokens and truncation (examples.h).
 //
-// Errors name the file, the row and its line ("answers.jsonl: row 17 (line 17): ..."); invalid UTF-8 the byte offset in the file.
+// Errors name the file, the row and its line ("answers.jsonl: row 17 (line 17): ..."); invalid UTF-8 the byte offset in
+// the file.
 #pragma once
 
 #include <cstdint>

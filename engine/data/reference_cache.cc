@@ -48,14 +48,17 @@ absl::StatusOr<ReferenceCache> ReferenceCache::Load(const std::string& path) {
   ReferenceCache cache;
   if (::access(path.c_str(), F_OK) != 0) return cache;
   HONE_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
-  if (bytes.size() < kHeaderBytes + kDigestBytes || !std::string_view(bytes).starts_with(kMagic)) return Damaged(path, "no header");
+  if (bytes.size() < kHeaderBytes + kDigestBytes || !std::string_view(bytes).starts_with(kMagic))
+    return Damaged(path, "no header");
   uint64_t count = 0;
   std::memcpy(&count, bytes.data() + kMagic.size(), sizeof(count));
   const size_t body = bytes.size() - kHeaderBytes - kDigestBytes;
-  if (body % kRecordBytes != 0 || count != body / kRecordBytes) return Damaged(path, "its length does not match its count");
+  if (body % kRecordBytes != 0 || count != body / kRecordBytes)
+    return Damaged(path, "its length does not match its count");
   const std::string_view covered = std::string_view(bytes).substr(0, bytes.size() - kDigestBytes);
   const ReferenceKey digest = FromHex(Sha256Hex(covered));
-  if (std::memcmp(digest.data(), bytes.data() + covered.size(), kDigestBytes) != 0) return Damaged(path, "its checksum is wrong");
+  if (std::memcmp(digest.data(), bytes.data() + covered.size(), kDigestBytes) != 0)
+    return Damaged(path, "its checksum is wrong");
   for (uint64_t i = 0; i < count; ++i) {
     const char* record = bytes.data() + kHeaderBytes + i * kRecordBytes;
     ReferenceKey key;

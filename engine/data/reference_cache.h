@@ -1,9 +1,9 @@
-// Reference log-probabilities (of the base model, adapters off), kept by what they were computed from: SHA-256 of the model's
-// digest, the ids and the trained mask. One small file, written durably; a damaged or foreign file is an error, not a silent miss.
-// Not here: computing them.
+// Reference log-probabilities (of the base model, adapters off), kept by what they were computed from: SHA-256 of the
+// model's digest, the ids and the trained mask. One small file, written durably; a damaged or foreign file is an error,
+// not a silent miss. Not here: computing them.
 //
-// File: "HONEREF1", then little-endian u64 count, count records of {32-byte key, fp64 bits} ascending by key, and the SHA-256
-// (32 bytes) of everything before.
+// File: "HONEREF1", then little-endian u64 count, count records of {32-byte key, fp64 bits} ascending by key, and the
+// SHA-256 (32 bytes) of everything before.
 #pragma once
 
 #include <array>
@@ -21,7 +21,8 @@ namespace hone {
 
 using ReferenceKey = std::array<uint8_t, 32>;
 
-// model_digest: names weights, quantisation, compute precision and device kind: whatever changes a log-probability's bits.
+// model_digest: names weights, quantisation, compute precision and device kind: whatever changes a log-probability's
+// bits.
 ReferenceKey MakeReferenceKey(std::string_view model_digest, const Example& example);
 
 class ReferenceCache {

@@ -14,7 +14,9 @@ namespace {
 
 double RoundTo2(double value) { return std::nearbyint(value * 100) / 100; }
 
-size_t HistogramBin(int32_t length) { return static_cast<size_t>(std::bit_width(static_cast<uint32_t>(std::max(1, length) - 1))); }
+size_t HistogramBin(int32_t length) {
+  return static_cast<size_t>(std::bit_width(static_cast<uint32_t>(std::max(1, length) - 1)));
+}
 
 // Counts all examples of one part; returns how many repeat an earlier one.
 void CountPart(const Dataset& part, std::set<std::string>* seen, DataReport* report) {
@@ -54,11 +56,14 @@ ExamplePreview Preview(const Example& example, const Tokenizer* tokenizer, const
 
 void Warn(DataReport* report) {
   const uint64_t examples = report->train_examples + report->eval_examples;
-  const auto share = [&](uint64_t part, uint64_t whole) { return std::nearbyint(1000.0 * static_cast<double>(part) / static_cast<double>(whole)) / 10; };
+  const auto share = [&](uint64_t part, uint64_t whole) {
+    return std::nearbyint(1000.0 * static_cast<double>(part) / static_cast<double>(whole)) / 10;
+  };
   if (report->truncated_examples > 0) {
-    report->warnings.push_back(StrCat(report->truncated_examples, " of ", examples, " examples (", share(report->truncated_examples, examples),
-                                      "%) were cut to data.max_length; ", report->cut_prompt_tokens, " prompt and ",
-                                      report->cut_completion_tokens, " completion tokens are gone"));
+    report->warnings.push_back(StrCat(report->truncated_examples, " of ", examples, " examples (",
+                                      share(report->truncated_examples, examples), "%) were cut to data.max_length; ",
+                                      report->cut_prompt_tokens, " prompt and ", report->cut_completion_tokens,
+                                      " completion tokens are gone"));
   }
   if (report->duplicate_examples > 0) {
     report->warnings.push_back(StrCat(report->duplicate_examples, " examples are exact copies of earlier ones"));
@@ -66,24 +71,29 @@ void Warn(DataReport* report) {
   if (!report->labels) return;
   const LabelBalance& labels = *report->labels;
   if (labels.desirable == 0 || labels.undesirable == 0) {
-    report->warnings.push_back(StrCat("all labels are ", labels.desirable == 0 ? "false" : "true", ": one-sided data is known to end in garbage"));
+    report->warnings.push_back(StrCat("all labels are ", labels.desirable == 0 ? "false" : "true",
+                                      ": one-sided data is known to end in garbage"));
   } else if (labels.advised) {
-    report->warnings.push_back(StrCat("desirable and undesirable rows are out of balance: set desirable_weight within [",
-                                      labels.desirable_range.low, ", ", labels.desirable_range.high, "] or undesirable_weight within [",
-                                      labels.undesirable_range.low, ", ", labels.undesirable_range.high, "]"));
+    report->warnings.push_back(
+        StrCat("desirable and undesirable rows are out of balance: set desirable_weight within [",
+               labels.desirable_range.low, ", ", labels.desirable_range.high, "] or undesirable_weight within [",
+               labels.undesirable_range.low, ", ", labels.undesirable_range.high, "]"));
   }
 }
 
 }  // namespace
 
-LabelBalance AdviseWeights(uint64_t desirable, uint64_t undesirable, double desirable_weight, double undesirable_weight) {
+LabelBalance AdviseWeights(uint64_t desirable, uint64_t undesirable, double desirable_weight,
+                           double undesirable_weight) {
   LabelBalance balance{desirable, undesirable, desirable_weight, undesirable_weight, false, {}, {}};
-  const double d = static_cast<double>(std::max<uint64_t>(1, desirable)), u = static_cast<double>(std::max<uint64_t>(1, undesirable));
+  const double d = static_cast<double>(std::max<uint64_t>(1, desirable)),
+               u = static_cast<double>(std::max<uint64_t>(1, undesirable));
   const double for_desirable = u * undesirable_weight / d, for_undesirable = d * desirable_weight / u;
   balance.desirable_range = {RoundTo2(for_desirable), RoundTo2(for_desirable * 1.33)};
   balance.undesirable_range = {RoundTo2(for_undesirable / 1.33), RoundTo2(for_undesirable)};
   const auto inside = [](double value, const WeightRange& range) { return range.low <= value && value <= range.high; };
-  balance.advised = d != u && !inside(desirable_weight, balance.desirable_range) && !inside(undesirable_weight, balance.undesirable_range);
+  balance.advised = d != u && !inside(desirable_weight, balance.desirable_range) &&
+                    !inside(undesirable_weight, balance.undesirable_range);
   return balance;
 }
 
@@ -102,8 +112,10 @@ DataReport MakeReport(const std::vector<Row>& rows, const TrainEvalData& data, c
   if (examples > 0) report.mean_length = static_cast<double>(report.tokens) / static_cast<double>(examples);
   if (options.kto) {
     const auto& train = data.train.examples;
-    const auto desirable = static_cast<uint64_t>(std::count_if(train.begin(), train.end(), [](const Example& e) { return e.label; }));
-    report.labels = AdviseWeights(desirable, train.size() - desirable, options.desirable_weight, options.undesirable_weight);
+    const auto desirable =
+        static_cast<uint64_t>(std::count_if(train.begin(), train.end(), [](const Example& e) { return e.label; }));
+    report.labels =
+        AdviseWeights(desirable, train.size() - desirable, options.desirable_weight, options.undesirable_weight);
   }
   for (size_t i = 0; i < data.train.examples.size() && i < static_cast<size_t>(std::max(0, options.previews)); ++i) {
     report.previews.push_back(Preview(data.train.examples[i], tokenizer, options));
@@ -128,7 +140,9 @@ nlohmann::ordered_json PreviewToJson(const ExamplePreview& preview) {
 }  // namespace
 
 nlohmann::ordered_json ReportToJson(const DataReport& report) {
-  const auto share = [](uint64_t part, uint64_t whole) { return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole); };
+  const auto share = [](uint64_t part, uint64_t whole) {
+    return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
+  };
   nlohmann::ordered_json json = {
       {"rows", report.rows},
       {"row_kinds", report.row_kinds},
@@ -147,7 +161,8 @@ nlohmann::ordered_json ReportToJson(const DataReport& report) {
   };
   json["histogram"] = nlohmann::ordered_json::array();
   for (size_t bin = 0; bin < report.histogram.size(); ++bin) {
-    if (report.histogram[bin] > 0) json["histogram"].push_back({{"up_to", uint64_t{1} << bin}, {"examples", report.histogram[bin]}});
+    if (report.histogram[bin] > 0)
+      json["histogram"].push_back({{"up_to", uint64_t{1} << bin}, {"examples", report.histogram[bin]}});
   }
   if (report.labels) {
     const LabelBalance& labels = *report.labels;

@@ -1,4 +1,5 @@
-// What `validate` says of a data set before anything trains: counts, shares, label balance, lengths, and how masks fall on tokens.
+// What `validate` says of a data set before anything trains: counts, shares, label balance, lengths, and how masks fall
+// on tokens.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +61,8 @@ struct ReportOptions {
   int preview_tokens = 256;
 };
 
-LabelBalance AdviseWeights(uint64_t desirable, uint64_t undesirable, double desirable_weight, double undesirable_weight);
+LabelBalance AdviseWeights(uint64_t desirable, uint64_t undesirable, double desirable_weight,
+                           double undesirable_weight);
 
 // tokenizer may be null (ids rows without one): previews then have empty texts.
 DataReport MakeReport(const std::vector<Row>& rows, const TrainEvalData& data, const Tokenizer* tokenizer,

@@ -8,7 +8,7 @@
 
 namespace hone {
 
-absl::StatusOr<Split> SplitRows(uint32_t count, double eval_fraction, uint64_t seed) {
+absl::StatusOr<Split> SplitRows(uint32_t count, double eval_fraction, uint64_t seed, uint32_t minimum) {
   if (!(eval_fraction >= 0 && eval_fraction < 1)) {
     return InvalidArgument("data.eval_fraction: must be at least 0 and below 1, got ", eval_fraction);
   }
@@ -17,9 +17,11 @@ absl::StatusOr<Split> SplitRows(uint32_t count, double eval_fraction, uint64_t s
     for (uint32_t i = 0; i < count; ++i) split.train.push_back(i);
     return split;
   }
-  if (count < 2) return InvalidArgument("data.eval_fraction: ", count, " row cannot be split; give at least 2 rows");
+  if (count < 2 * minimum) {
+    return InvalidArgument("data.eval_fraction: ", count, " rows cannot be split; give at least ", 2 * minimum);
+  }
   const auto wanted = static_cast<int64_t>(std::llround(eval_fraction * count));
-  const auto take = static_cast<uint32_t>(std::clamp<int64_t>(wanted, 1, int64_t{count} - 1));
+  const auto take = static_cast<uint32_t>(std::clamp<int64_t>(wanted, minimum, int64_t{count} - minimum));
   const std::vector<uint32_t> order = Permutation(count, seed, 0, /*purpose=*/1);
   split.eval.assign(order.begin(), order.begin() + take);
   split.train.assign(order.begin() + take, order.end());

@@ -46,7 +46,8 @@ jinja::Value PartsFromJson(const nlohmann::ordered_json& parts, int32_t source) 
     }
     std::vector<std::pair<jinja::Value, jinja::Value>> fields;
     for (const auto& [key, value] : part.items()) {
-      fields.emplace_back(jinja::MakeText(key, jinja::kOtherData), jinja::FromJson(value, key == "text" ? source : jinja::kOtherData));
+      fields.emplace_back(jinja::MakeText(key, jinja::kOtherData),
+                          jinja::FromJson(value, key == "text" ? source : jinja::kOtherData));
     }
     items.push_back(jinja::MakeDict(std::move(fields)));
   }
@@ -58,22 +59,26 @@ jinja::Value MessageFromJson(const nlohmann::ordered_json& message, int32_t inde
   std::vector<std::pair<jinja::Value, jinja::Value>> fields;
   for (const auto& [key, value] : message.items()) {
     const int32_t source = assistant && key == "content" ? index : jinja::kOtherData;
-    fields.emplace_back(jinja::MakeText(key, jinja::kOtherData),
-                        source != jinja::kOtherData && value.is_array() ? PartsFromJson(value, source) : jinja::FromJson(value, source));
+    fields.emplace_back(jinja::MakeText(key, jinja::kOtherData), source != jinja::kOtherData && value.is_array()
+                                                                     ? PartsFromJson(value, source)
+                                                                     : jinja::FromJson(value, source));
   }
   return jinja::MakeDict(std::move(fields));
 }
 
 absl::Status CheckRequest(const RenderRequest& request) {
-  if (!request.messages.is_array()) return InvalidArgument("messages: expected an array of objects with 'role' and 'content'");
+  if (!request.messages.is_array())
+    return InvalidArgument("messages: expected an array of objects with 'role' and 'content'");
   for (size_t i = 0; i < request.messages.size(); ++i) {
-    if (!request.messages[i].is_object()) return InvalidArgument("messages[", i, "]: expected an object with 'role' and 'content'");
+    if (!request.messages[i].is_object())
+      return InvalidArgument("messages[", i, "]: expected an object with 'role' and 'content'");
   }
   if (!request.tools.is_null() && !request.tools.is_array()) return InvalidArgument("tools: expected an array");
   if (request.variables.is_null()) return absl::OkStatus();
   if (!request.variables.is_object()) return InvalidArgument("template variables: expected an object");
   for (const char* name : {"messages", "tools", "add_generation_prompt"}) {
-    if (request.variables.contains(name)) return InvalidArgument("template variables: '", name, "' cannot be given here");
+    if (request.variables.contains(name))
+      return InvalidArgument("template variables: '", name, "' cannot be given here");
   }
   return absl::OkStatus();
 }
@@ -87,11 +92,12 @@ absl::StatusOr<std::tm> Now(const nlohmann::ordered_json& variables) {
   }
   const auto& given = variables["strftime_now"];
   const std::string text = given.is_string() ? given.get<std::string>() : "";
-  const int fields = std::sscanf(text.c_str(), "%4d-%2d-%2dT%2d:%2d:%2d", &now.tm_year, &now.tm_mon, &now.tm_mday, &now.tm_hour,
-                                 &now.tm_min, &now.tm_sec);
+  const int fields = std::sscanf(text.c_str(), "%4d-%2d-%2dT%2d:%2d:%2d", &now.tm_year, &now.tm_mon, &now.tm_mday,
+                                 &now.tm_hour, &now.tm_min, &now.tm_sec);
   if ((fields != 3 && fields != 6) || now.tm_mon < 1 || now.tm_mon > 12 || now.tm_mday < 1 || now.tm_mday > 31 ||
       now.tm_hour > 23 || now.tm_min > 59 || now.tm_sec > 60) {
-    return InvalidArgument("template variable 'strftime_now': expected a date such as \"2025-01-31\" or \"2025-01-31T12:00:00\"");
+    return InvalidArgument(
+        "template variable 'strftime_now': expected a date such as \"2025-01-31\" or \"2025-01-31T12:00:00\"");
   }
   now.tm_year -= 1900;
   now.tm_mon -= 1;
@@ -186,7 +192,8 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_vi
   impl->ends.push_back(tokens.bos_token);
   impl->ends.push_back(tokens.eos_token);
   std::erase(impl->ends, "");
-  std::stable_sort(impl->ends.begin(), impl->ends.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
+  std::stable_sort(impl->ends.begin(), impl->ends.end(),
+                   [](const auto& a, const auto& b) { return a.size() > b.size(); });
   impl->ends.erase(std::unique(impl->ends.begin(), impl->ends.end()), impl->ends.end());
   impl->tokens = std::move(tokens);
   try {
@@ -215,9 +222,10 @@ absl::StatusOr<RenderedChat> ChatTemplate::Render(const RenderRequest& request) 
   for (size_t i = 0; i < request.messages.size() && !traced; ++i) {
     const auto content = request.messages[i].find("content");
     if (IsAssistant(request.messages[i]) && content != request.messages[i].end() && HasText(*content)) {
-      return InvalidArgument("chat template: none of the assistant's content (messages[", i,
-                             "]) can be traced in the rendered text, so it is unknown what to train; the template drops it or turns "
-                             "it into something else");
+      return InvalidArgument(
+          "chat template: none of the assistant's content (messages[", i,
+          "]) can be traced in the rendered text, so it is unknown what to train; the template drops it or turns "
+          "it into something else");
     }
   }
   for (const TurnSpan& turn : chat.turns) {

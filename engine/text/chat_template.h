@@ -1,14 +1,16 @@
 // Chat templates: a sandboxed, bounded subset of Jinja that renders a conversation exactly as the jinja2 environment of
 // Hugging Face transformers' apply_chat_template does (trim_blocks, lstrip_blocks, loop controls, `raise_exception`,
-// `strftime_now`, `tojson` without HTML escapes, `{% generation %}` tolerated), and that knows which bytes of the result
-// came from what an assistant said. Not here: tokenising the result (tokenizer.h), which files hold the template (engine/io).
+// `strftime_now`, `tojson` without HTML escapes, `{% generation %}` tolerated), and that knows which bytes of the
+// result came from what an assistant said. Not here: tokenising the result (tokenizer.h), which files hold the template
+// (engine/io).
 //
 // Provenance: every string remembers, byte by byte, whether it came from the `content` of a message whose role is
-// "assistant", through concatenation, slices, strip, split, join, replace, case changes and the other filters. Only text
-// survives: a content that the template turns into a number is no longer known as the assistant's.
+// "assistant", through concatenation, slices, strip, split, join, replace, case changes and the other filters. Only
+// text survives: a content that the template turns into a number is no longer known as the assistant's.
 //
-// Errors (INVALID_ARGUMENT) give the line of the template: syntax, unknown names of filters, tests or methods, undefined
-// values used as strings, raise_exception's message; RESOURCE_EXHAUSTED for a template that loops or grows past the bounds.
+// Errors (INVALID_ARGUMENT) give the line of the template: syntax, unknown names of filters, tests or methods,
+// undefined values used as strings, raise_exception's message; RESOURCE_EXHAUSTED for a template that loops or grows
+// past the bounds.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +31,11 @@ struct ByteSpan {
 };
 
 struct RenderRequest {
-  nlohmann::ordered_json messages;   // array of {"role", "content", ...}
-  nlohmann::ordered_json tools;      // null or array
-  nlohmann::ordered_json variables;  // further template variables, object or null; `strftime_now` here is a date as text
-                                     // ("2025-01-31" or "2025-01-31T12:00:00") that stands in for the clock
+  nlohmann::ordered_json messages;  // array of {"role", "content", ...}
+  nlohmann::ordered_json tools;     // null or array
+  nlohmann::ordered_json
+      variables;  // further template variables, object or null; `strftime_now` here is a date as text
+                  // ("2025-01-31" or "2025-01-31T12:00:00") that stands in for the clock
   bool add_generation_prompt = false;
 };
 
@@ -44,9 +47,9 @@ struct TurnSpan {
 
 struct RenderedChat {
   std::string text;
-  // What is trained: assistant content and the end-of-turn after it (the template's own text up to and including its first
-  // special token; nothing if other data or the end of the text comes before one), ascending, merged where they touch. Template
-  // text between two pieces of one content is trained too, unless a special token ends the turn there.
+  // What is trained: assistant content and the end-of-turn after it (the template's own text up to and including its
+  // first special token; nothing if other data or the end of the text comes before one), ascending, merged where they
+  // touch. Template text between two pieces of one content is trained too, unless a special token ends the turn there.
   std::vector<ByteSpan> trained;
   std::vector<TurnSpan> turns;  // the same, not merged across messages
 };
@@ -57,9 +60,9 @@ struct TemplateTokens {
 };
 
 struct TemplateLimits {
-  uint64_t max_steps = 5'000'000;            // nodes evaluated, plus bytes copied / 64
-  uint64_t max_output_bytes = 64ull << 20;   // of the result and of any one string made on the way
-  int max_call_depth = 64;                   // macros inside macros
+  uint64_t max_steps = 5'000'000;           // nodes evaluated, plus bytes copied / 64
+  uint64_t max_output_bytes = 64ull << 20;  // of the result and of any one string made on the way
+  int max_call_depth = 64;                  // macros inside macros
 };
 
 class ChatTemplate {

@@ -18,21 +18,21 @@ using StmtPtr = std::unique_ptr<Stmt>;
 using Body = std::vector<StmtPtr>;
 
 enum class ExprKind : uint8_t {
-  kConst,        // value
-  kName,         // name
-  kList,         // items
-  kTuple,        // items
-  kDict,         // items: key, value, key, value, ...
-  kAttribute,    // items[0] . name
-  kSubscript,    // items[0] [ items[1] ]
-  kSlice,        // items[0] [ items[1] : items[2] : items[3] ], the last three may be null
-  kCall,         // items[0] ( arguments )
-  kFilter,       // items[0] | name ( arguments ); items[0] null inside {% filter %}
-  kTest,         // items[0] is name ( arguments )
-  kNot,          // items[0]
+  kConst,      // value
+  kName,       // name
+  kList,       // items
+  kTuple,      // items
+  kDict,       // items: key, value, key, value, ...
+  kAttribute,  // items[0] . name
+  kSubscript,  // items[0] [ items[1] ]
+  kSlice,      // items[0] [ items[1] : items[2] : items[3] ], the last three may be null
+  kCall,       // items[0] ( arguments )
+  kFilter,     // items[0] | name ( arguments ); items[0] null inside {% filter %}
+  kTest,       // items[0] is name ( arguments )
+  kNot,        // items[0]
   kNegate,
   kPlus,
-  kAnd,          // items[0], items[1]
+  kAnd,  // items[0], items[1]
   kOr,
   kArithmetic,   // items[0] name items[1]; name: + - * / // % **
   kConcat,       // items, joined as text

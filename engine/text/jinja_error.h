@@ -1,4 +1,5 @@
-// The one exception of the template engine. It never leaves this room: ChatTemplate::Parse and Render turn it into a Status.
+// The one exception of the template engine. It never leaves this room: ChatTemplate::Parse and Render turn it into a
+// Status.
 #pragma once
 
 #include <stdexcept>
@@ -12,7 +13,8 @@ enum class Fault { kInvalid, kTooMuch };
 
 // line 0: not known yet; whoever knows the node fills it in.
 struct TemplateFault : std::runtime_error {
-  TemplateFault(Fault fault, int line, const std::string& message) : std::runtime_error(message), fault(fault), line(line) {}
+  TemplateFault(Fault fault, int line, const std::string& message)
+      : std::runtime_error(message), fault(fault), line(line) {}
   Fault fault;
   int line;
 };

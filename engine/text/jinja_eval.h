@@ -1,5 +1,5 @@
-// Walks a syntax tree and writes text. Everything a template can do is here, in jinja_filters.cc and in jinja_methods.cc; all of
-// it spends from one Budget. Throws TemplateFault.
+// Walks a syntax tree and writes text. Everything a template can do is here, in jinja_filters.cc and in
+// jinja_methods.cc; all of it spends from one Budget. Throws TemplateFault.
 #pragma once
 
 #include <ctime>
@@ -53,7 +53,8 @@ struct Arguments {
 
 class Evaluator {
  public:
-  Evaluator(Budget* budget, std::tm now, int max_call_depth) : budget_(budget), now_(now), max_call_depth_(max_call_depth), out_(budget) {}
+  Evaluator(Budget* budget, std::tm now, int max_call_depth)
+      : budget_(budget), now_(now), max_call_depth_(max_call_depth), out_(budget) {}
   ~Evaluator();
   Evaluator(const Evaluator&) = delete;
   Evaluator& operator=(const Evaluator&) = delete;

@@ -73,7 +73,8 @@ Value RealArithmetic(const std::string& op, double a, double b) {
 Value Evaluator::Numeric(const std::string& op, const Value& a, const Value& b) {
   if (a.IsUndefined()) Fail(UndefinedText(a));
   if (b.IsUndefined()) Fail(UndefinedText(b));
-  if (!a.IsNumber() || !b.IsNumber()) Fail("unsupported operand types for ", op, ": '", TypeName(a), "' and '", TypeName(b), "'");
+  if (!a.IsNumber() || !b.IsNumber())
+    Fail("unsupported operand types for ", op, ": '", TypeName(a), "' and '", TypeName(b), "'");
   if (a.IsInt() && b.IsInt()) return IntegerArithmetic(op, a.AsInt(), b.AsInt());
   return RealArithmetic(op, a.AsDouble(), b.AsDouble());
 }
@@ -205,7 +206,8 @@ std::optional<Value> Evaluator::ListFilter(const std::string& name, const Value&
   if (name == "attr") {  // attributes only, never a dict's keys
     const std::string attribute = Str(arguments.Need(0, "name", "attr"))->bytes;
     if (!operand.IsDict()) return GetAttribute(operand, attribute);
-    return MethodOrNull(operand, attribute).value_or(MakeUndefined(StrCat("'dict object' has no attribute '", attribute, "'")));
+    return MethodOrNull(operand, attribute)
+        .value_or(MakeUndefined(StrCat("'dict object' has no attribute '", attribute, "'")));
   }
   return std::nullopt;
 }
@@ -370,7 +372,8 @@ Value Evaluator::Round(const Value& operand, const Arguments& arguments) {
   const double value = operand.AsDouble();
   if (method == "common") {  // correctly rounded decimal, ties to even, as Python
     char buffer[400];
-    const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed, static_cast<int>(digits)).ptr;
+    const auto end =
+        std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed, static_cast<int>(digits)).ptr;
     double rounded = value;
     std::from_chars(buffer, end, rounded);
     return rounded;
@@ -381,7 +384,8 @@ Value Evaluator::Round(const Value& operand, const Arguments& arguments) {
   Fail("round: the method is common, ceil or floor");
 }
 
-std::optional<Value> Evaluator::NumberFilter(const std::string& name, const Value& operand, const Arguments& arguments) {
+std::optional<Value> Evaluator::NumberFilter(const std::string& name, const Value& operand,
+                                             const Arguments& arguments) {
   if (name == "abs") {
     if (operand.IsInt()) return operand.AsInt() < 0 ? Numeric("-", int64_t{0}, operand) : Value(operand.AsInt());
     if (operand.Is<double>()) return std::fabs(operand.As<double>());
@@ -432,12 +436,14 @@ std::optional<bool> Evaluator::TypeTest(const std::string& name, const Value& va
   if (name == "sequence") return value.IsString() || value.IsList() || value.IsDict();
   if (name == "iterable") return value.IsString() || value.IsList() || value.IsDict() || value.IsUndefined();
   if (name == "callable") {
-    return value.Is<BuiltinRef>() || value.Is<Macro*>() || value.Is<std::shared_ptr<const BoundMethod>>() || value.Is<LoopState*>();
+    return value.Is<BuiltinRef>() || value.Is<Macro*>() || value.Is<std::shared_ptr<const BoundMethod>>() ||
+           value.Is<LoopState*>();
   }
   if (name == "lower" || name == "upper") {
     const TextPtr text = Str(value);
     bool cased = false;
-    for (size_t at = 0; at < text->bytes.size(); at += CharLength(text->bytes, at)) cased |= IsCased(CharAt(text->bytes, at));
+    for (size_t at = 0; at < text->bytes.size(); at += CharLength(text->bytes, at))
+      cased |= IsCased(CharAt(text->bytes, at));
     return cased && MapCase(*text, name == "lower" ? CaseMap::kLower : CaseMap::kUpper, budget_)->bytes == text->bytes;
   }
   return std::nullopt;
@@ -452,8 +458,9 @@ bool Evaluator::ApplyTest(const std::string& name, const Value& value, const Arg
     return Equal(rest, name == "odd" ? int64_t{1} : int64_t{0}, budget_);
   }
   static constexpr std::pair<std::string_view, std::string_view> kComparisons[] = {
-      {"eq", "=="}, {"equalto", "=="}, {"==", "=="}, {"ne", "!="}, {"!=", "!="}, {"lt", "<"}, {"lessthan", "<"}, {"<", "<"},
-      {"le", "<="}, {"<=", "<="}, {"gt", ">"}, {"greaterthan", ">"}, {">", ">"}, {"ge", ">="}, {">=", ">="}, {"in", "in"}};
+      {"eq", "=="},      {"equalto", "=="}, {"==", "=="}, {"ne", "!="}, {"!=", "!="}, {"lt", "<"},
+      {"lessthan", "<"}, {"<", "<"},        {"le", "<="}, {"<=", "<="}, {"gt", ">"},  {"greaterthan", ">"},
+      {">", ">"},        {"ge", ">="},      {">=", ">="}, {"in", "in"}};
   for (const auto& [test, op] : kComparisons) {
     if (name == test) return Compare(std::string(op), value, arguments.Need(0, "other", name));
   }

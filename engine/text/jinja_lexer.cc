@@ -64,7 +64,9 @@ class Lexer {
   }
 
  private:
-  [[noreturn]] void FailAt(int line, const std::string& message) { throw TemplateFault(Fault::kInvalid, line, message); }
+  [[noreturn]] void FailAt(int line, const std::string& message) {
+    throw TemplateFault(Fault::kInvalid, line, message);
+  }
 
   size_t FindOpening() const {
     for (size_t i = at_; (i = source_.find('{', i)) != std::string::npos; ++i) {
@@ -96,14 +98,16 @@ class Lexer {
     tokens_.push_back(std::move(token));
   }
   void CountLines(size_t begin, size_t end) {
-    line_ += static_cast<int>(std::count(source_.begin() + static_cast<long>(begin), source_.begin() + static_cast<long>(end), '\n'));
+    line_ += static_cast<int>(
+        std::count(source_.begin() + static_cast<long>(begin), source_.begin() + static_cast<long>(end), '\n'));
   }
   size_t SkipSpace(size_t at) const {
     while (at < source_.size() && IsSpace(CharAt(source_, at))) at += CharLength(source_, at);
     return at;
   }
 
-  // At `at`: spaces, the word, spaces, a block end. Returns the position after the block end (its sign in *sign), or npos.
+  // At `at`: spaces, the word, spaces, a block end. Returns the position after the block end (its sign in *sign), or
+  // npos.
   size_t MatchWord(size_t at, std::string_view word, size_t* end) const {
     at = SkipSpace(at);
     if (source_.compare(at, word.size(), word) != 0) return std::string::npos;
@@ -224,7 +228,8 @@ class Lexer {
     if (source_[at_] == '0' && (second == 'x' || second == 'o' || second == 'b')) {
       base = second == 'x' ? 16 : second == 'o' ? 8 : 2;
       at_ += 2;
-      while (at_ < source_.size() && (IsNamePart(CharAt(source_, at_)) && static_cast<unsigned char>(source_[at_]) < 0x80)) {
+      while (at_ < source_.size() &&
+             (IsNamePart(CharAt(source_, at_)) && static_cast<unsigned char>(source_[at_]) < 0x80)) {
         if (source_[at_] != '_') digits.push_back(source_[at_]);
         ++at_;
       }
@@ -239,7 +244,8 @@ class Lexer {
         ++at_;
         Digits(&digits);
       }
-      const size_t exponent = at_ + 1 + (at_ + 1 < source_.size() && (source_[at_ + 1] == '+' || source_[at_ + 1] == '-'));
+      const size_t exponent =
+          at_ + 1 + (at_ + 1 < source_.size() && (source_[at_ + 1] == '+' || source_[at_ + 1] == '-'));
       if (at_ < source_.size() && (source_[at_] == 'e' || source_[at_] == 'E') && DigitAt(exponent)) {
         real = true;
         digits.push_back('e');
@@ -251,8 +257,10 @@ class Lexer {
     Push(real ? TokenKind::kFloat : TokenKind::kInteger, digits);
     Token& token = tokens_.back();
     const char *first = digits.data(), *last = digits.data() + digits.size();
-    const auto result = real ? std::from_chars(first, last, token.number) : std::from_chars(first, last, token.integer, base);
-    if (result.ec != std::errc() || result.ptr != last || first == last) FailAt(line_, StrCat("not a number: ", digits));
+    const auto result =
+        real ? std::from_chars(first, last, token.number) : std::from_chars(first, last, token.integer, base);
+    if (result.ec != std::errc() || result.ptr != last || first == last)
+      FailAt(line_, StrCat("not a number: ", digits));
   }
 
   void String() {
@@ -292,7 +300,8 @@ class Lexer {
     if (c >= '0' && c <= '7') {
       uint32_t code = 0;
       size_t end = i;
-      while (end < source_.size() && end < i + 3 && source_[end] >= '0' && source_[end] <= '7') code = code * 8 + static_cast<uint32_t>(source_[end++] - '0');
+      while (end < source_.size() && end < i + 3 && source_[end] >= '0' && source_[end] <= '7')
+        code = code * 8 + static_cast<uint32_t>(source_[end++] - '0');
       AppendUtf8(*value, code);
       return end;
     }
@@ -309,7 +318,8 @@ class Lexer {
     uint32_t code = 0;
     const char *first = source_.data() + i + 1, *last = first + digits;
     const auto result = std::from_chars(first, last, code, 16);
-    if (result.ec != std::errc() || result.ptr != last) FailAt(line_, "a \\x, \\u or \\U escape needs hexadecimal digits");
+    if (result.ec != std::errc() || result.ptr != last)
+      FailAt(line_, "a \\x, \\u or \\U escape needs hexadecimal digits");
     if (code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) FailAt(line_, "a \\u escape names no character");
     AppendUtf8(*value, code);
     return i + 1 + digits;

@@ -1,5 +1,5 @@
-// Template source to tokens, with Jinja's whitespace rules: trim_blocks and lstrip_blocks on, `-` and `+` signs, one newline at
-// the end of the source dropped, newlines normalised to \n.
+// Template source to tokens, with Jinja's whitespace rules: trim_blocks and lstrip_blocks on, `-` and `+` signs, one
+// newline at the end of the source dropped, newlines normalised to \n.
 #pragma once
 
 #include <string>
@@ -9,16 +9,16 @@
 namespace hone::jinja {
 
 enum class TokenKind {
-  kData,           // text of the template
+  kData,  // text of the template
   kBlockBegin,
   kBlockEnd,
   kVariableBegin,
   kVariableEnd,
   kName,
-  kString,         // text: the unescaped value
-  kInteger,        // text: digits, as int64 in `integer`
+  kString,   // text: the unescaped value
+  kInteger,  // text: digits, as int64 in `integer`
   kFloat,
-  kOperator,       // text: the operator
+  kOperator,  // text: the operator
   kEnd,
 };
 

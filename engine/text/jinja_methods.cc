@@ -1,5 +1,5 @@
-// Methods of strings, dicts and lists, and %-formatting. Those that would change a value are refused, as in jinja2's immutable
-// sandbox.
+// Methods of strings, dicts and lists, and %-formatting. Those that would change a value are refused, as in jinja2's
+// immutable sandbox.
 #include <algorithm>
 #include <cmath>
 
@@ -18,19 +18,23 @@ bool OneOf(std::string_view name, std::initializer_list<std::string_view> names)
 
 bool IsMethodName(const Value& object, std::string_view name) {
   if (object.IsDict()) {
-    return OneOf(name, {"items", "keys", "values", "get", "copy", "pop", "popitem", "clear", "update", "setdefault", "fromkeys"});
+    return OneOf(name, {"items", "keys", "values", "get", "copy", "pop", "popitem", "clear", "update", "setdefault",
+                        "fromkeys"});
   }
   if (object.IsList()) {
     if (object.list().tuple) return OneOf(name, {"index", "count"});
-    return OneOf(name, {"index", "count", "copy", "append", "extend", "insert", "pop", "remove", "clear", "reverse", "sort"});
+    return OneOf(name,
+                 {"index", "count", "copy", "append", "extend", "insert", "pop", "remove", "clear", "reverse", "sort"});
   }
   if (!object.IsString()) return false;
-  return OneOf(name, {"capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format",
-                      "format_map", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier",
-                      "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower",
-                      "lstrip", "maketrans", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-                      "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
-                      "title", "translate", "upper", "zfill"});
+  return OneOf(name,
+               {"capitalize", "casefold",     "center",       "count",   "encode",     "endswith",    "expandtabs",
+                "find",       "format",       "format_map",   "index",   "isalnum",    "isalpha",     "isascii",
+                "isdecimal",  "isdigit",      "isidentifier", "islower", "isnumeric",  "isprintable", "isspace",
+                "istitle",    "isupper",      "join",         "ljust",   "lower",      "lstrip",      "maketrans",
+                "partition",  "removeprefix", "removesuffix", "replace", "rfind",      "rindex",      "rjust",
+                "rpartition", "rsplit",       "rstrip",       "split",   "splitlines", "startswith",  "strip",
+                "swapcase",   "title",        "translate",    "upper",   "zfill"});
 }
 
 Value Evaluator::SliceText(const Text& text, size_t begin, size_t end) {
@@ -113,7 +117,8 @@ bool Affix(const Text& text, const Value& given, bool prefix) {
     return prefix ? text.bytes.starts_with(given.text().bytes) : text.bytes.ends_with(given.text().bytes);
   }
   if (given.IsUndefined()) Fail(UndefinedText(given));
-  if (!given.IsList()) Fail(prefix ? "startswith" : "endswith", "() takes a string or a tuple of strings, not a ", TypeName(given));
+  if (!given.IsList())
+    Fail(prefix ? "startswith" : "endswith", "() takes a string or a tuple of strings, not a ", TypeName(given));
   return std::any_of(given.list().items.begin(), given.list().items.end(), [&](const Value& one) {
     if (!one.IsString()) Fail(prefix ? "startswith" : "endswith", "() takes strings, not a ", TypeName(one));
     return Affix(text, one, prefix);
@@ -138,10 +143,12 @@ Value Evaluator::StringMethod(const Value& self, const std::string& name, const 
     if (chars != nullptr && chars->IsNone()) chars = nullptr;
     if (chars != nullptr && !chars->IsString()) Fail(name, "() takes a string, not a ", TypeName(*chars));
     if (chars != nullptr) budget_->Spend((text.bytes.size() / 16 + 1) * (chars->text().bytes.size() / 4 + 1));
-    const ByteRange range = StripRange(text.bytes, chars != nullptr ? &chars->text().bytes : nullptr, name != "rstrip", name != "lstrip");
+    const ByteRange range =
+        StripRange(text.bytes, chars != nullptr ? &chars->text().bytes : nullptr, name != "rstrip", name != "lstrip");
     return SliceText(text, range.begin, range.end);
   }
-  if (name == "startswith" || name == "endswith") return Affix(text, arguments.Need(0, "prefix", name), name == "startswith");
+  if (name == "startswith" || name == "endswith")
+    return Affix(text, arguments.Need(0, "prefix", name), name == "startswith");
   if (name == "upper") return MapCase(text, CaseMap::kUpper, budget_);
   if (name == "lower" || name == "casefold") return MapCase(text, CaseMap::kLower, budget_);
   if (name == "title") return MapCase(text, CaseMap::kTitle, budget_);
@@ -161,7 +168,8 @@ Value Evaluator::StringMethod(const Value& self, const std::string& name, const 
     const std::string& affix = TextArgument(arguments, 0, "prefix", name).bytes;
     const bool prefix = name == "removeprefix";
     if (affix.empty() || !(prefix ? text.bytes.starts_with(affix) : text.bytes.ends_with(affix))) return self;
-    return prefix ? SliceText(text, affix.size(), text.bytes.size()) : SliceText(text, 0, text.bytes.size() - affix.size());
+    return prefix ? SliceText(text, affix.size(), text.bytes.size())
+                  : SliceText(text, 0, text.bytes.size() - affix.size());
   }
   if (name == "isspace") return AllChars(text.bytes, IsSpace);
   if (name == "isdigit" || name == "isdecimal" || name == "isnumeric") {
@@ -175,7 +183,8 @@ Value Evaluator::StringMethod(const Value& self, const std::string& name, const 
 }
 
 Value Evaluator::SearchMethod(const Text& text, const std::string& name, const Arguments& arguments) {
-  if (!OneOf(name, {"find", "rfind", "index", "rindex", "count"})) Fail("the string method ", name, "() is not supported");
+  if (!OneOf(name, {"find", "rfind", "index", "rindex", "count"}))
+    Fail("the string method ", name, "() is not supported");
   const std::string& wanted = TextArgument(arguments, 0, "sub", name).bytes;
   if (arguments.positional.size() > 1) Fail(name, "() with positions is not supported");
   if (name == "count") {
@@ -185,7 +194,8 @@ Value Evaluator::SearchMethod(const Text& text, const std::string& name, const A
     return count;
   }
   const size_t found = name[0] == 'r' ? text.bytes.rfind(wanted) : text.bytes.find(wanted);
-  if (found != std::string::npos) return static_cast<int64_t>(CountChars(std::string_view(text.bytes).substr(0, found)));
+  if (found != std::string::npos)
+    return static_cast<int64_t>(CountChars(std::string_view(text.bytes).substr(0, found)));
   if (name.ends_with("index")) Fail(name, "(): the substring is not there");
   return int64_t{-1};
 }
@@ -283,9 +293,13 @@ Value Evaluator::FormatMethod(const Text& format, const Arguments& arguments) {
     const size_t close = bytes.find('}', brace);
     if (bytes[brace] == '}' || close == std::string::npos) Fail("format(): a brace stands alone");
     const std::string field = bytes.substr(brace + 1, close - brace - 1);
-    const bool number = !field.empty() && field.size() < 6 && field.find_first_not_of("0123456789") == std::string::npos;
-    if (field.find_first_of(":!.[{") != std::string::npos) Fail("format(): only {}, {0} and {name} are supported, not {", field, "}");
-    const size_t index = field.empty() ? automatic++ : number ? static_cast<size_t>(std::stoi(field)) : arguments.positional.size();
+    const bool number =
+        !field.empty() && field.size() < 6 && field.find_first_not_of("0123456789") == std::string::npos;
+    if (field.find_first_of(":!.[{") != std::string::npos)
+      Fail("format(): only {}, {0} and {name} are supported, not {", field, "}");
+    const size_t index = field.empty() ? automatic++
+                         : number      ? static_cast<size_t>(std::stoi(field))
+                                       : arguments.positional.size();
     out.Append(*Str(arguments.Need(index, field, "format()")));
     at = close + 1;
   }
@@ -307,7 +321,8 @@ Value Evaluator::FormatPercent(const Text& format, const Value& values) {
       out.Literal("%");
       continue;
     }
-    if (kind != 's' && kind != 'd' && kind != 'i' && kind != 'r') Fail("only %s, %d, %i, %r and %% are supported in a format");
+    if (kind != 's' && kind != 'd' && kind != 'i' && kind != 'r')
+      Fail("only %s, %d, %i, %r and %% are supported in a format");
     if (next >= items.size()) Fail("not enough values for the format");
     const Value& item = items[next++];
     if (kind == 's') {

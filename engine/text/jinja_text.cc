@@ -178,14 +178,10 @@ struct SpecialCase {
   std::string_view upper, title;
 };
 constexpr std::array kSpecialCases = {
-    SpecialCase{0xdf, "SS", "Ss"},
-    SpecialCase{0x149, "\xca\xbcN", "\xca\xbcN"},
-    SpecialCase{0xfb00, "FF", "Ff"},
-    SpecialCase{0xfb01, "FI", "Fi"},
-    SpecialCase{0xfb02, "FL", "Fl"},
-    SpecialCase{0xfb03, "FFI", "Ffi"},
-    SpecialCase{0xfb04, "FFL", "Ffl"},
-    SpecialCase{0xfb05, "ST", "St"},
+    SpecialCase{0xdf, "SS", "Ss"},     SpecialCase{0x149, "\xca\xbcN", "\xca\xbcN"},
+    SpecialCase{0xfb00, "FF", "Ff"},   SpecialCase{0xfb01, "FI", "Fi"},
+    SpecialCase{0xfb02, "FL", "Fl"},   SpecialCase{0xfb03, "FFI", "Ffi"},
+    SpecialCase{0xfb04, "FFL", "Ffl"}, SpecialCase{0xfb05, "ST", "St"},
     SpecialCase{0xfb06, "ST", "St"},
 };
 
@@ -277,8 +273,12 @@ TextPtr MapCase(const Text& text, CaseMap map, Budget* budget) {
     const uint32_t c = CharAt(bytes, at);
     std::string mapped;
     switch (map) {
-      case CaseMap::kUpper: mapped = UpperChar(c); break;
-      case CaseMap::kLower: mapped = LowerChar(bytes, at); break;
+      case CaseMap::kUpper:
+        mapped = UpperChar(c);
+        break;
+      case CaseMap::kLower:
+        mapped = LowerChar(bytes, at);
+        break;
       case CaseMap::kTitle:
         mapped = in_word ? LowerChar(bytes, at) : TitleChar(c);
         in_word = IsCased(c);

@@ -10,8 +10,8 @@
 
 namespace hone::jinja {
 
-// Where bytes came from: a run names a message whose assistant content they are, or kOtherData for every other string of the
-// request. Bytes without a run are the template's own.
+// Where bytes came from: a run names a message whose assistant content they are, or kOtherData for every other string
+// of the request. Bytes without a run are the template's own.
 inline constexpr int32_t kOtherData = -1;
 struct TextRun {
   uint32_t begin = 0, end = 0;  // begin == end marks where an empty or fully stripped content stood
@@ -86,8 +86,8 @@ struct ByteRange {
 };
 ByteRange StripRange(std::string_view bytes, const std::string* chars, bool left, bool right);
 
-// One character in another case, as Python maps it (one to several code points), except for a few dozen rare characters of
-// Unicode's SpecialCasing.txt.
+// One character in another case, as Python maps it (one to several code points), except for a few dozen rare characters
+// of Unicode's SpecialCasing.txt.
 std::string UpperChar(uint32_t c);
 std::string TitleChar(uint32_t c);
 std::string LowerChar(std::string_view bytes, size_t at);  // in context: a final sigma

@@ -339,14 +339,22 @@ class JsonWriter {
   // The escape of c, or empty if it stands for itself.
   std::string Escape(uint32_t c) const {
     switch (c) {
-      case '"': return "\\\"";
-      case '\\': return "\\\\";
-      case '\n': return "\\n";
-      case '\r': return "\\r";
-      case '\t': return "\\t";
-      case '\f': return "\\f";
-      case '\b': return "\\b";
-      default: break;
+      case '"':
+        return "\\\"";
+      case '\\':
+        return "\\\\";
+      case '\n':
+        return "\\n";
+      case '\r':
+        return "\\r";
+      case '\t':
+        return "\\t";
+      case '\f':
+        return "\\f";
+      case '\b':
+        return "\\b";
+      default:
+        break;
     }
     std::string out;
     if (c < 0x20 || (style_.ensure_ascii && c >= 0x7f && c < 0x10000)) {
@@ -394,9 +402,12 @@ Value FromJsonAt(const nlohmann::ordered_json& json, int32_t source, int depth) 
   CheckDepth(depth);
   using Type = nlohmann::ordered_json::value_t;
   switch (json.type()) {
-    case Type::null: return None{};
-    case Type::boolean: return json.get<bool>();
-    case Type::number_integer: return json.get<int64_t>();
+    case Type::null:
+      return None{};
+    case Type::boolean:
+      return json.get<bool>();
+    case Type::number_integer:
+      return json.get<int64_t>();
     case Type::number_unsigned: {
       const uint64_t number = json.get<uint64_t>();
       if (number > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
@@ -404,8 +415,10 @@ Value FromJsonAt(const nlohmann::ordered_json& json, int32_t source, int depth) 
       }
       return static_cast<int64_t>(number);
     }
-    case Type::number_float: return json.get<double>();
-    case Type::string: return MakeText(json.get_ref<const std::string&>(), source);
+    case Type::number_float:
+      return json.get<double>();
+    case Type::string:
+      return MakeText(json.get_ref<const std::string&>(), source);
     case Type::array: {
       std::vector<Value> items;
       items.reserve(json.size());
@@ -420,7 +433,8 @@ Value FromJsonAt(const nlohmann::ordered_json& json, int32_t source, int depth) 
       }
       return MakeDict(std::move(items));
     }
-    default: Fail("the conversation holds a value that is not JSON");
+    default:
+      Fail("the conversation holds a value that is not JSON");
   }
 }
 

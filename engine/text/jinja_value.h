@@ -1,8 +1,9 @@
-// Values of the template engine: what a template may hold is JSON's values, undefined, namespaces, loops, macros, bound methods
-// and a few functions. There is no way from any of them to anything else.
+// Values of the template engine: what a template may hold is JSON's values, undefined, namespaces, loops, macros, bound
+// methods and a few functions. There is no way from any of them to anything else.
 //
-// Lists and dicts are immutable once built (a template can only build new ones) and at most kMaxNesting deep, so that freeing
-// them cannot overflow the stack. Namespaces, macros' scopes and loops belong to the rendering; values only point to them.
+// Lists and dicts are immutable once built (a template can only build new ones) and at most kMaxNesting deep, so that
+// freeing them cannot overflow the stack. Namespaces, macros' scopes and loops belong to the rendering; values only
+// point to them.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,16 @@ struct None {};
 using ListPtr = std::shared_ptr<const List>;
 using DictPtr = std::shared_ptr<const Dict>;
 
-enum class Builtin : uint8_t { kRange, kDict, kNamespace, kRaiseException, kStrftimeNow, kLoop, kLoopCycle, kLoopChanged };
+enum class Builtin : uint8_t {
+  kRange,
+  kDict,
+  kNamespace,
+  kRaiseException,
+  kStrftimeNow,
+  kLoop,
+  kLoopCycle,
+  kLoopChanged
+};
 struct BuiltinRef {
   Builtin builtin;
   LoopState* loop = nullptr;
@@ -42,17 +52,21 @@ struct BoundMethod;  // an object and a method's name
 
 class Value {
  public:
-  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPtr, ListPtr, DictPtr, Namespace*, Macro*, LoopState*,
-                               BuiltinRef, std::shared_ptr<const BoundMethod>>;
+  using Variant = std::variant<Undefined, None, bool, int64_t, double, TextPtr, ListPtr, DictPtr, Namespace*, Macro*,
+                               LoopState*, BuiltinRef, std::shared_ptr<const BoundMethod>>;
   Value() : v_(Undefined{}) {}
   template <typename T>
-    requires(!std::is_same_v<std::decay_t<T>, Value> && std::is_constructible_v<Variant, T>)
-  Value(T&& v) : v_(std::forward<T>(v)) {}
+  requires(!std::is_same_v<std::decay_t<T>, Value> && std::is_constructible_v<Variant, T>) Value(T&& v)
+      : v_(std::forward<T>(v)) {}
 
   template <typename T>
-  bool Is() const { return std::holds_alternative<T>(v_); }
+  bool Is() const {
+    return std::holds_alternative<T>(v_);
+  }
   template <typename T>
-  const T& As() const { return std::get<T>(v_); }
+  const T& As() const {
+    return std::get<T>(v_);
+  }
   bool IsUndefined() const { return Is<Undefined>(); }
   bool IsNone() const { return Is<None>(); }
   bool IsString() const { return Is<TextPtr>(); }

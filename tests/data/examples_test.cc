@@ -19,7 +19,8 @@ class ExamplesTest : public testing::Test {
  protected:
   ExamplesTest()
       : tokenizer_(Tokenizer::Bytes(256)),
-        chat_(*ChatTemplate::Parse("{% for m in messages %}{{ m.role[0] }}:{{ m.content }}#\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
+        chat_(*ChatTemplate::Parse("{% for m in messages %}{{ m.role[0] }}:{{ m.content }}#\n{% endfor %}{% if "
+                                   "add_generation_prompt %}a:{% endif %}",
                                    {"", "", {"#"}})),
         tools_{tokenizer_.get(), chat_.get()} {}
 
@@ -56,8 +57,10 @@ class ExamplesTest : public testing::Test {
   TextTools tools_;
 };
 
-constexpr char kChat[] = R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},{"role":"user","content":"r"},{"role":"assistant","content":"two"}],"label":true})";
-constexpr char kPair[] = R"({"prompt":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},{"role":"user","content":"r"}],"completion":[{"role":"assistant","content":"two"}],"label":false})";
+constexpr char kChat[] =
+    R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},{"role":"user","content":"r"},{"role":"assistant","content":"two"}],"label":true})";
+constexpr char kPair[] =
+    R"({"prompt":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},{"role":"user","content":"r"}],"completion":[{"role":"assistant","content":"two"}],"label":false})";
 
 TEST_F(ExamplesTest, SftChat) {
   EXPECT_EQ(Sft(kChat), "u:q#\na:[one#]\nu:r#\na:[two#]\n");
@@ -70,19 +73,23 @@ TEST_F(ExamplesTest, KtoChatEndsWithTheEndOfTurn) {
 }
 
 TEST_F(ExamplesTest, KtoChatOfSeveralCompletionMessages) {
-  EXPECT_EQ(Kto(R"({"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":"x"},{"role":"tool","content":"t"},{"role":"assistant","content":"y"}],"label":true})"),
-            "u:q#\na:[x#]\nt:t#\na:[y#]");
+  EXPECT_EQ(
+      Kto(R"({"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":"x"},{"role":"tool","content":"t"},{"role":"assistant","content":"y"}],"label":true})"),
+      "u:q#\na:[x#]\nt:t#\na:[y#]");
 }
 
 TEST_F(ExamplesTest, EmptyAnswerTrainsItsEnd) {
-  EXPECT_EQ(Kto(R"({"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":""}],"label":true})"), "u:q#\na:[#]");
+  EXPECT_EQ(
+      Kto(R"({"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":""}],"label":true})"),
+      "u:q#\na:[#]");
 }
 
 TEST_F(ExamplesTest, IdsRows) {
   EXPECT_EQ(Sft(R"({"ids":[97,98,99,100],"trained":[[1,2],[3,4]]})"), "a[b]c[d]");
   EXPECT_EQ(Sft(R"({"prompt_ids":[97,98],"completion_ids":[99]})"), "ab[c]");
   EXPECT_EQ(Kto(R"({"prompt_ids":[97,98],"completion_ids":[99],"label":true})"), "ab[c]");
-  EXPECT_EQ(Kto(R"({"prompt_ids":[],"completion_ids":[97,98],"label":true})"), "a[b]");  // nothing predicts the first id
+  EXPECT_EQ(Kto(R"({"prompt_ids":[],"completion_ids":[97,98],"label":true})"),
+            "a[b]");  // nothing predicts the first id
 }
 
 TEST_F(ExamplesTest, SftCutsTheRight) {
@@ -109,7 +116,8 @@ TEST_F(ExamplesTest, KtoCutsThePromptFirstThenTheAnswer) {
 TEST_F(ExamplesTest, Errors) {
   EXPECT_THAT(Kto(R"({"prompt":"a","completion":"b"})"), HasSubstr("row 1 (line 1): KTO needs a label"));
   EXPECT_THAT(Kto(R"({"text":"a","label":true})"), HasSubstr("a 'text' row has none"));
-  EXPECT_THAT(Kto(R"({"prompt":"a","completion":"","label":true})"), HasSubstr("no supervised token: the completion is empty"));
+  EXPECT_THAT(Kto(R"({"prompt":"a","completion":"","label":true})"),
+              HasSubstr("no supervised token: the completion is empty"));
   EXPECT_THAT(Kto(R"({"messages":[{"role":"user","content":"q"}],"label":true})"), HasSubstr("no supervised token"));
   EXPECT_THAT(Sft(R"({"messages":[{"role":"user","content":"q"}]})"), HasSubstr("no supervised token"));
   EXPECT_THAT(Sft(R"({"text":""})"), HasSubstr("row 1 (line 1): it is empty"));
@@ -127,7 +135,8 @@ TEST_F(ExamplesTest, DatasetChecksTheVocabularyAndSplits) {
   ASSERT_TRUE(rows.ok());
   DataOptions options;
   auto bad = BuildDataset(*rows, tools_, options, 256);
-  EXPECT_THAT(std::string(bad.status().message()), HasSubstr("row 2: token id 300 is outside the model's vocabulary of 256"));
+  EXPECT_THAT(std::string(bad.status().message()),
+              HasSubstr("row 2: token id 300 is outside the model's vocabulary of 256"));
   options.eval_fraction = 0.5;
   auto split = BuildTrainEval(*rows, tools_, options, 512);
   ASSERT_TRUE(split.ok()) << split.status();
@@ -145,9 +154,11 @@ TEST(ExamplesReal, Qwen2Chat) {
     std::ifstream in(std::string(data) + path, std::ios::binary);
     return std::string(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
   };
-  auto tokenizer = Tokenizer::FromJson(read("/tokenizers/qwen2/tokenizer.json"), read("/tokenizers/qwen2/tokenizer_config.json"));
+  auto tokenizer =
+      Tokenizer::FromJson(read("/tokenizers/qwen2/tokenizer.json"), read("/tokenizers/qwen2/tokenizer_config.json"));
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-  auto chat = ChatTemplate::Parse(read("/templates/Qwen-Qwen2.5-7B-Instruct.jinja"), {"", "<|im_end|>", {"<|im_start|>", "<|im_end|>"}});
+  auto chat = ChatTemplate::Parse(read("/templates/Qwen-Qwen2.5-7B-Instruct.jinja"),
+                                  {"", "<|im_end|>", {"<|im_start|>", "<|im_end|>"}});
   ASSERT_TRUE(chat.ok()) << chat.status();
   auto rows = ReadRows(std::string(data) + "/datasets/kto_en_demo.json");
   ASSERT_TRUE(rows.ok()) << rows.status();
@@ -161,7 +172,8 @@ TEST(ExamplesReal, Qwen2Chat) {
     EXPECT_LE(example.length(), 1024);
     EXPECT_LE(built->kl[i].length(), 1024);
     if (example.cut_prompt + example.cut_completion > 0) continue;
-    const std::span<const int32_t> answer(example.ids.data() + example.prompt_length, example.ids.size() - static_cast<size_t>(example.prompt_length));
+    const std::span<const int32_t> answer(example.ids.data() + example.prompt_length,
+                                          example.ids.size() - static_cast<size_t>(example.prompt_length));
     const std::string content = (*rows)[i].messages.back()["content"];
     EXPECT_EQ((*tokenizer)->Decode(answer), content + "<|im_end|>") << i;
     ++whole;

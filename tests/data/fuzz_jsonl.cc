@@ -13,7 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!rows.ok()) return 0;
   static const auto tokenizer = hone::Tokenizer::Bytes(256);
   static const auto chat = *hone::ChatTemplate::Parse(
-      "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{{ tools | tojson if tools else '' }}", {"", "", {"<end>"}});
+      "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{{ tools | tojson if tools else '' }}",
+      {"", "", {"<end>"}});
   for (const auto objective : {hone::DataObjective::kSft, hone::DataObjective::kKto}) {
     hone::DataOptions options;
     options.example = {objective, 24, 8};

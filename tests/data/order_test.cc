@@ -17,8 +17,10 @@ using testing::HasSubstr;
 
 // Known answers of the authors' Random123 distribution (kat_vectors, philox 4x32 10).
 TEST(Philox, KnownAnswers) {
-  EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-  EXPECT_EQ(Philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}), (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}),
+            (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(Philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
+            (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(Philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
             (std::array<uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
@@ -67,7 +69,9 @@ TEST(Order, BatchesResumeExactly) {
     }
     for (int epoch = 0; epoch < 3; ++epoch) {
       std::vector<uint32_t> all;
-      for (int b = 0; b < 3; ++b) all.insert(all.end(), batches[static_cast<size_t>(3 * epoch + b)].begin(), batches[static_cast<size_t>(3 * epoch + b)].end());
+      for (int b = 0; b < 3; ++b)
+        all.insert(all.end(), batches[static_cast<size_t>(3 * epoch + b)].begin(),
+                   batches[static_cast<size_t>(3 * epoch + b)].end());
       if (kind == EpochOrder::kSequential) {
         EXPECT_EQ(all, (std::vector<uint32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}));
       }
@@ -94,7 +98,11 @@ TEST(Split, SizesAndErrors) {
   EXPECT_EQ(SplitRows(10, 0.001, 1)->eval.size(), 1u);
   EXPECT_EQ(SplitRows(10, 0.999, 1)->train.size(), 1u);
   EXPECT_FALSE(SplitRows(1, 0.5, 1).ok());
-  for (double bad : {-0.1, 1.0, std::nan("")}) EXPECT_THAT(std::string(SplitRows(10, bad, 1).status().message()), HasSubstr("data.eval_fraction"));
+  EXPECT_EQ(SplitRows(10, 0.1, 1, 2)->eval.size(), 2u);
+  EXPECT_EQ(SplitRows(10, 0.99, 1, 2)->train.size(), 2u);
+  EXPECT_FALSE(SplitRows(3, 0.5, 1, 2).ok());
+  for (double bad : {-0.1, 1.0, std::nan("")})
+    EXPECT_THAT(std::string(SplitRows(10, bad, 1).status().message()), HasSubstr("data.eval_fraction"));
 }
 
 TEST(KlPartners, RotateInsideGroups) {

@@ -25,7 +25,8 @@ TEST(Packing, Modes) {
   EXPECT_EQ(Documents(PackDocuments(lengths, 8, PackingMode::kOff)), (D{{0}, {1}, {2}, {3}, {5}}));
   EXPECT_EQ(Documents(PackDocuments(lengths, 8, PackingMode::kInOrder)), (D{{0}, {1}, {2, 3}, {5}}));
   EXPECT_EQ(Documents(PackDocuments(lengths, 8, PackingMode::kFirstFitDecreasing)), (D{{1}, {5, 0}, {2, 3}}));
-  EXPECT_EQ(PackDocuments(lengths, 8, PackingMode::kFirstFitDecreasing)[0].tokens, 9);  // longer than the limit: its own size
+  EXPECT_EQ(PackDocuments(lengths, 8, PackingMode::kFirstFitDecreasing)[0].tokens,
+            9);  // longer than the limit: its own size
   EXPECT_TRUE(PackDocuments({}, 8, PackingMode::kInOrder).empty());
 }
 
@@ -54,7 +55,8 @@ TEST(Packing, EveryDocumentOnceWithoutGaps) {
         EXPECT_TRUE(at <= 40 || batch.documents.size() == 1);
         EXPECT_TRUE(mode != PackingMode::kOff || batch.documents.size() == 1);
       }
-      EXPECT_EQ(seen.size(), static_cast<size_t>(std::count_if(lengths.begin(), lengths.end(), [](int32_t n) { return n > 0; })));
+      EXPECT_EQ(seen.size(),
+                static_cast<size_t>(std::count_if(lengths.begin(), lengths.end(), [](int32_t n) { return n > 0; })));
     }
   }
 }

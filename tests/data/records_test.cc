@@ -17,13 +17,15 @@ std::string ErrorOf(std::string_view bytes, const RowLimits& limits = {}) {
 }
 
 TEST(Records, EveryKind) {
-  auto rows = ParseRows(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"label":true,"tools":[{"z":1,"a":2}]}
+  auto rows = ParseRows(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"label":true,"tools":[{"z":1,"a":2}]}
 {"prompt":"p","completion":"c","label":false,"extra":1}
 
 {"prompt":[{"role":"user","content":"a"}],"completion":[{"role":"assistant","content":"b"}],"chat_template_kwargs":{"x":1}}
 {"text":"t"}
 {"ids":[1,2,3],"trained":[[0,1],[1,3]]}
-{"prompt_ids":[],"completion_ids":[7],"label":true})", "f");
+{"prompt_ids":[],"completion_ids":[7],"label":true})",
+      "f");
   ASSERT_TRUE(rows.ok()) << rows.status();
   ASSERT_EQ(rows->size(), 6u);
   const std::vector<Row>& r = *rows;
@@ -54,9 +56,12 @@ TEST(Records, ArrayAndByteOrderMark) {
 }
 
 TEST(Records, ErrorsNameRowAndLine) {
-  EXPECT_EQ(ErrorOf("{\"text\":\"a\"}\n\n{\"text\":1}"), "rows.jsonl: row 2 (line 3): text: expected a string, not number");
-  EXPECT_THAT(ErrorOf("{\"text\":\"a\"}\n{\"text\":"), HasSubstr("rows.jsonl: row 2 (line 2): invalid JSON at byte 8 of the row: syntax error"));
-  EXPECT_THAT(ErrorOf("{\"text\":\"a\"}\n{\"text\":\"\xff\"}"), HasSubstr("rows.jsonl: byte 22 (line 2): invalid UTF-8"));
+  EXPECT_EQ(ErrorOf("{\"text\":\"a\"}\n\n{\"text\":1}"),
+            "rows.jsonl: row 2 (line 3): text: expected a string, not number");
+  EXPECT_THAT(ErrorOf("{\"text\":\"a\"}\n{\"text\":"),
+              HasSubstr("rows.jsonl: row 2 (line 2): invalid JSON at byte 8 of the row: syntax error"));
+  EXPECT_THAT(ErrorOf("{\"text\":\"a\"}\n{\"text\":\"\xff\"}"),
+              HasSubstr("rows.jsonl: byte 22 (line 2): invalid UTF-8"));
   EXPECT_THAT(ErrorOf("{\"conversations\":[]}"), HasSubstr("the row has: conversations"));
   EXPECT_THAT(ErrorOf("{\"text\":\"a\",\"ids\":[1]}"), HasSubstr("exactly one"));
   EXPECT_THAT(ErrorOf("{\"prompt\":\"a\"}"), HasSubstr("the row has: prompt"));
@@ -64,12 +69,14 @@ TEST(Records, ErrorsNameRowAndLine) {
   EXPECT_THAT(ErrorOf("{\"messages\":[]}"), HasSubstr("messages: expected a list"));
   EXPECT_THAT(ErrorOf("{\"messages\":[{\"role\":1}]}"), HasSubstr("messages[0].role"));
   EXPECT_THAT(ErrorOf("{\"messages\":[{\"role\":\"user\"}]}"), HasSubstr("messages[0].content: missing"));
-  EXPECT_THAT(ErrorOf("{\"prompt\":\"a\",\"completion\":\"b\",\"label\":1}"), HasSubstr("label: expected true or false, not 1"));
+  EXPECT_THAT(ErrorOf("{\"prompt\":\"a\",\"completion\":\"b\",\"label\":1}"),
+              HasSubstr("label: expected true or false, not 1"));
   EXPECT_THAT(ErrorOf("{\"text\":\"a\",\"text\":\"b\"}"), HasSubstr("duplicate key \"text\""));
   EXPECT_THAT(ErrorOf("{\"ids\":[1,-2],\"trained\":[]}"), HasSubstr("ids[1]: expected a token id"));
   EXPECT_THAT(ErrorOf("{\"ids\":[1,2147483648],\"trained\":[]}"), HasSubstr("ids[1]"));
   EXPECT_THAT(ErrorOf("{\"ids\":[1]}"), HasSubstr("'ids' needs 'trained'"));
-  EXPECT_THAT(ErrorOf("{\"ids\":[1,2],\"trained\":[[1,3]]}"), HasSubstr("trained[0]: [1, 3] is not a range inside the row's 2 ids"));
+  EXPECT_THAT(ErrorOf("{\"ids\":[1,2],\"trained\":[[1,3]]}"),
+              HasSubstr("trained[0]: [1, 3] is not a range inside the row's 2 ids"));
   EXPECT_THAT(ErrorOf("{\"ids\":[1,2],\"trained\":[[1,2],[0,1]]}"), HasSubstr("trained[1]: ranges must ascend"));
   EXPECT_THAT(ErrorOf("{\"text\":\"a\",\"tools\":\"[]\"}"), HasSubstr("tools: expected a list"));
   EXPECT_THAT(ErrorOf("[1, 2"), HasSubstr("row 1 (line 1): expected a JSON object"));

@@ -17,7 +17,8 @@ TEST(Report, CountsByHand) {
   auto rows = ParseRows(R"({"prompt_ids":[97,98],"completion_ids":[99,100],"label":true}
 {"prompt_ids":[97,98],"completion_ids":[99,100],"label":true}
 {"prompt_ids":[97,98,99,100,101,102],"completion_ids":[49,50,51,52],"label":true}
-{"prompt_ids":[97],"completion_ids":[120],"label":false})", "test");
+{"prompt_ids":[97],"completion_ids":[120],"label":false})",
+                        "test");
   ASSERT_TRUE(rows.ok());
   DataOptions options;
   options.example = {DataObjective::kKto, 7, 4};
@@ -44,9 +45,12 @@ TEST(Report, CountsByHand) {
   const auto json = ReportToJson(report);
   EXPECT_DOUBLE_EQ(json["supervised_share"].get<double>(), 8.0 / 17);
   EXPECT_EQ(json["preview"].size(), 2u);
-  EXPECT_EQ(json["preview"][0]["tokens"].dump(), R"([{"id":97,"text":"a","trained":false},{"id":98,"text":"b","trained":false},{"id":99,"text":"c","trained":true}])");
+  EXPECT_EQ(
+      json["preview"][0]["tokens"].dump(),
+      R"([{"id":97,"text":"a","trained":false},{"id":98,"text":"b","trained":false},{"id":99,"text":"c","trained":true}])");
   EXPECT_EQ(json["preview"][0]["shortened"], true);
-  EXPECT_EQ(json["histogram"].dump(), R"([{"up_to":2,"examples":1},{"up_to":4,"examples":2},{"up_to":8,"examples":1}])");
+  EXPECT_EQ(json["histogram"].dump(),
+            R"([{"up_to":2,"examples":1},{"up_to":4,"examples":2},{"up_to":8,"examples":1}])");
   EXPECT_EQ(json["warnings"].size(), 3u);
 }
 

@@ -23,7 +23,8 @@ std::unique_ptr<Tokenizer> Stories(bool bos) {
   const char* data = std::getenv("HONE_TEST_DATA");
   if (data == nullptr) return nullptr;
   const std::string folder = std::string(data) + "/models/stories260K/";
-  const std::string config = bos ? ReadText(folder + "tokenizer_config.json") : R"({"eos_token": "</s>", "unk_token": "<unk>"})";
+  const std::string config =
+      bos ? ReadText(folder + "tokenizer_config.json") : R"({"eos_token": "</s>", "unk_token": "<unk>"})";
   auto tokenizer = Tokenizer::FromJson(ReadText(folder + "tokenizer.json"), config);
   EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
   return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
@@ -42,7 +43,8 @@ void ExpectKto(const Example& example, const Json& expected, const std::string& 
   EXPECT_EQ(example.ids, expected["ids"].get<std::vector<int32_t>>()) << what;
   const auto labels = expected["labels"].get<std::vector<int32_t>>();
   ASSERT_EQ(labels.size(), example.trained.size()) << what;
-  for (size_t i = 1; i < labels.size(); ++i) EXPECT_EQ(example.trained[i] != 0, labels[i] != -100) << what << " token " << i;
+  for (size_t i = 1; i < labels.size(); ++i)
+    EXPECT_EQ(example.trained[i] != 0, labels[i] != -100) << what << " token " << i;
 }
 
 TEST(Trl, Kto) {
@@ -80,7 +82,8 @@ TEST(Trl, Sft) {
   const std::vector<Row> rows = RowsOf(golden["rows"]);
   for (const Json& expected : golden["cases"]) {
     for (size_t i = 0; i < rows.size(); ++i) {
-      auto example = MakeSftExample(rows[i], {tokenizer.get(), nullptr}, {DataObjective::kSft, expected["max_length"], 512});
+      auto example =
+          MakeSftExample(rows[i], {tokenizer.get(), nullptr}, {DataObjective::kSft, expected["max_length"], 512});
       ASSERT_TRUE(example.ok()) << example.status();
       EXPECT_EQ(example->ids, expected["examples"][i]["ids"].get<std::vector<int32_t>>()) << i;
       auto mask = expected["examples"][i]["mask"].get<std::vector<uint8_t>>();

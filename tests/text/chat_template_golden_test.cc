@@ -21,7 +21,8 @@ void ExpectSame(const Json& expected, const absl::StatusOr<RenderedChat>& render
   ASSERT_FALSE(rendered.ok()) << what << ": expected " << error << ", got text:\n" << rendered->text;
   const std::string prefix = "TemplateError: ";
   if (error.starts_with(prefix)) {
-    EXPECT_NE(std::string(rendered.status().message()).find(error.substr(prefix.size())), std::string::npos) << rendered.status();
+    EXPECT_NE(std::string(rendered.status().message()).find(error.substr(prefix.size())), std::string::npos)
+        << rendered.status();
   }
   EXPECT_NE(std::string(rendered.status().message()).find("line "), std::string::npos) << rendered.status();
 }
@@ -47,8 +48,8 @@ TEST_P(ModelTemplate, RendersAsJinja2) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ModelTemplate,
-                         testing::Values("smollm2", "qwen2.5", "llama-3.1", "qwen3", "mistral-nemo", "smollm3", "phi-3.5",
-                                         "gemma-2", "granite-3.3", "hermes-3", "gpt-oss"),
+                         testing::Values("smollm2", "qwen2.5", "llama-3.1", "qwen3", "mistral-nemo", "smollm3",
+                                         "phi-3.5", "gemma-2", "granite-3.3", "hermes-3", "gpt-oss"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';

@@ -30,10 +30,12 @@ TEST(ChatTemplateLimits, EndlessWorkIsRefused) {
       "{% set ns = namespace(l=[1]) %}{% for a in range(999) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
       "{{ range(100001) }}",
       "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-      "{{ '" + Repeat("a", 1000) + "' | list | map('indent', 900) | join | indent(1000) }}" + Repeat("{{ 'a' | replace('', 'b' * 9999999) | replace('b', 'cccc') }}", 20),
+      "{{ '" + Repeat("a", 1000) + "' | list | map('indent', 900) | join | indent(1000) }}" +
+          Repeat("{{ 'a' | replace('', 'b' * 9999999) | replace('b', 'cccc') }}", 20),
       "{{ 9 ** 9 ** 9 }}",
       many + "{{ range(99999) | list | sort }}{% endfor %}",
-      "{% macro a() %}{% call b() %}{{ a() }}{% endcall %}{% endmacro %}{% macro b() %}{{ caller() }}{% endmacro %}{{ a() }}",
+      "{% macro a() %}{% call b() %}{{ a() }}{% endcall %}{% endmacro %}{% macro b() %}{{ caller() }}{% endmacro %}{{ "
+      "a() }}",
   };
   for (const std::string& source : cases) {
     const auto start = std::chrono::steady_clock::now();
@@ -73,7 +75,8 @@ TEST(ChatTemplateLimits, DeepSyntaxIsRefused) {
 }
 
 TEST(ChatTemplateLimits, LongButFlatIsFine) {
-  auto chat = RenderSource("{{ ''" + Repeat(" ~ 'a'", 5000) + " }}{% if 0 %}" + Repeat("{% elif 0 %}", 3000) + "{% endif %}");
+  auto chat =
+      RenderSource("{{ ''" + Repeat(" ~ 'a'", 5000) + " }}{% if 0 %}" + Repeat("{% elif 0 %}", 3000) + "{% endif %}");
   ASSERT_TRUE(chat.ok()) << chat.status();
   EXPECT_EQ(chat->text.size(), 5000u);
 }
@@ -91,7 +94,8 @@ TEST(ChatTemplateLimits, ErrorsNameTheLine) {
       {"a\nb\n{{ 1 + }}", "chat template line 3: expected an expression, found '}}'"},
       {"\n{% for x in y %}\n", "chat template line 2: "},
       {"\n\n{{ x.y }}", "chat template line 3: 'x' is undefined"},
-      {"{% if 1 %}\n{{ raise_exception('wrong ' ~ 'roles') }}{% endif %}", "chat template line 2: raise_exception: wrong roles"},
+      {"{% if 1 %}\n{{ raise_exception('wrong ' ~ 'roles') }}{% endif %}",
+       "chat template line 2: raise_exception: wrong roles"},
       {"\n{{ 1 | nope }}", "chat template line 2: the filter 'nope' is not supported"},
       {"{% macro m() %}\n\n{{ 1 / 0 }}{% endmacro %}\n{{ m() }}", "chat template line 3: division by zero"},
       {"\n{% include 'x' %}", "chat template line 2: the tag {% include %} is not supported"},
@@ -117,8 +121,9 @@ TEST(ChatTemplateLimits, BadRequests) {
 }
 
 TEST(ChatTemplateLimits, NothingOfTheMachineIsReachable) {
-  for (const char* source : {"{{ ''.__class__.x }}", "{{ messages.__init__() }}", "{{ cycler.__init__.__globals__ }}", "{{ self }}{{ self.x }}", "{{ [].append(1) }}",
-                             "{{ {}.update({}) }}", "{{ lipsum() }}", "{{ ''['__class__']() }}", "{{ namespace().__dict__.x }}", "{% import 'os' as os %}"}) {
+  for (const char* source : {"{{ ''.__class__.x }}", "{{ messages.__init__() }}", "{{ cycler.__init__.__globals__ }}",
+                             "{{ self }}{{ self.x }}", "{{ [].append(1) }}", "{{ {}.update({}) }}", "{{ lipsum() }}",
+                             "{{ ''['__class__']() }}", "{{ namespace().__dict__.x }}", "{% import 'os' as os %}"}) {
     EXPECT_FALSE(RenderSource(source).ok()) << source;
   }
 }

@@ -34,7 +34,7 @@ inline TemplateTokens GoldenTokens(const nlohmann::ordered_json& entry) {
 }
 
 inline RenderRequest GoldenRequest(const nlohmann::ordered_json& conversation, const nlohmann::ordered_json& variables,
-                            const std::string& date) {
+                                   const std::string& date) {
   RenderRequest request;
   request.messages = conversation["messages"];
   if (conversation.contains("tools")) request.tools = conversation["tools"];
@@ -45,8 +45,9 @@ inline RenderRequest GoldenRequest(const nlohmann::ordered_json& conversation, c
 }
 
 // Renders `source` with messages; tokens <s>, </s> and <end>.
-inline absl::StatusOr<RenderedChat> RenderSource(std::string_view source, const nlohmann::ordered_json& messages = nlohmann::ordered_json::array(),
-                                                 const nlohmann::ordered_json& variables = nullptr, TemplateLimits limits = {}) {
+inline absl::StatusOr<RenderedChat> RenderSource(
+    std::string_view source, const nlohmann::ordered_json& messages = nlohmann::ordered_json::array(),
+    const nlohmann::ordered_json& variables = nullptr, TemplateLimits limits = {}) {
   auto parsed = ChatTemplate::Parse(source, {"<s>", "</s>", {"<end>"}}, limits);
   if (!parsed.ok()) return parsed.status();
   RenderRequest request;

@@ -33,9 +33,13 @@ std::string RenderModel(const std::string& name, const Json& messages, const Jso
 }
 
 TEST(ChatTemplateTrained, SmolLM2) {
-  EXPECT_EQ(RenderModel("smollm2", Messages({{"system", "S"}, {"user", "assistant X"}, {"assistant", "X"}, {"user", "X"}, {"assistant", "Y\n"}})),
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nassistant X<|im_end|>\n<|im_start|>assistant\n⟦X<|im_end|>⟧\n"
-            "<|im_start|>user\nX<|im_end|>\n<|im_start|>assistant\n⟦Y\n<|im_end|>⟧\n");
+  EXPECT_EQ(
+      RenderModel(
+          "smollm2",
+          Messages(
+              {{"system", "S"}, {"user", "assistant X"}, {"assistant", "X"}, {"user", "X"}, {"assistant", "Y\n"}})),
+      "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nassistant X<|im_end|>\n<|im_start|>assistant\n⟦X<|im_end|>⟧\n"
+      "<|im_start|>user\nX<|im_end|>\n<|im_start|>assistant\n⟦Y\n<|im_end|>⟧\n");
 }
 
 TEST(ChatTemplateTrained, EmptyAnswerStillTrainsItsEnd) {
@@ -44,12 +48,14 @@ TEST(ChatTemplateTrained, EmptyAnswerStillTrainsItsEnd) {
 }
 
 TEST(ChatTemplateTrained, Llama31TrimsTheContent) {
-  const std::string text = RenderModel("llama-3.1", Messages({{"user", "U"}, {"assistant", "  A b \n"}, {"user", "V"}, {"assistant", " \n "}}));
+  const std::string text = RenderModel(
+      "llama-3.1", Messages({{"user", "U"}, {"assistant", "  A b \n"}, {"user", "V"}, {"assistant", " \n "}}));
   if (text.empty()) GTEST_SKIP() << "HONE_TEST_DATA is not set";
   EXPECT_EQ(text,
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
             "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n⟦A b<|eot_id|>⟧<|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n⟦A "
+            "b<|eot_id|>⟧<|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n⟦<|eot_id|>⟧");
 }
 
@@ -73,22 +79,29 @@ TEST(ChatTemplateTrained, Gemma2EndsAtEndOfTurn) {
 }
 
 TEST(ChatTemplateTrained, MistralNemoEndsWithEos) {
-  const std::string text = RenderModel("mistral-nemo", Messages({{"user", "U"}, {"assistant", "A"}, {"user", "V"}, {"assistant", "B"}}));
+  const std::string text =
+      RenderModel("mistral-nemo", Messages({{"user", "U"}, {"assistant", "A"}, {"user", "V"}, {"assistant", "B"}}));
   if (text.empty()) GTEST_SKIP() << "HONE_TEST_DATA is not set";
   EXPECT_EQ(text, "<s>[INST]U[/INST]⟦A</s>⟧[INST]V[/INST]⟦B</s>⟧");
 }
 
 TEST(ChatTemplateTrained, ToolCallsAreNotContent) {
   Json messages = Messages({{"user", "U"}, {"assistant", "A"}});
-  messages[1]["tool_calls"] = Json::array({{{"type", "function"}, {"function", {{"name", "f"}, {"arguments", Json::object()}}}}});
+  messages[1]["tool_calls"] =
+      Json::array({{{"type", "function"}, {"function", {{"name", "f"}, {"arguments", Json::object()}}}}});
   const std::string text = RenderModel("qwen2.5", messages);
   if (text.empty()) GTEST_SKIP() << "HONE_TEST_DATA is not set";
-  EXPECT_NE(text.find("<|im_start|>assistant\n⟦A⟧\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n"), std::string::npos) << text;
+  EXPECT_NE(
+      text.find(
+          "<|im_start|>assistant\n⟦A⟧\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n"),
+      std::string::npos)
+      << text;
 }
 
 // Strings that equal the assistant's are not the assistant's.
 TEST(ChatTemplateTrained, EqualTextOfOthersIsNotTrained) {
-  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}x", Messages({{"user", "x"}, {"assistant", "x"}, {"user", "x"}})),
+  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}x",
+                         Messages({{"user", "x"}, {"assistant", "x"}, {"user", "x"}})),
             "user:x<end>assistant:⟦x<end>⟧user:x<end>x");
 }
 
@@ -122,10 +135,13 @@ TEST(ChatTemplateTrained, SurvivesStringOperations) {
 
 TEST(ChatTemplateTrained, EndOfTurnStopsAtOtherData) {
   // No special token before the next turn's words: the words of the user must never be trained.
-  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", Messages({{"user", "u"}, {"assistant", "a"}, {"user", "v"}})),
+  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+                         Messages({{"user", "u"}, {"assistant", "a"}, {"user", "v"}})),
             "user: u\nassistant: ⟦a⟧\nuser: v\n");
   // A special token in the user's own words ends nothing.
-  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.content }}\n{% endfor %}", Messages({{"assistant", "a"}, {"user", "<end>"}})), "⟦a⟧\n<end>\n");
+  EXPECT_EQ(RenderMarked("{% for m in messages %}{{ m.content }}\n{% endfor %}",
+                         Messages({{"assistant", "a"}, {"user", "<end>"}})),
+            "⟦a⟧\n<end>\n");
 }
 
 TEST(ChatTemplateTrained, FirstSpecialTokenEnds) {
@@ -134,7 +150,8 @@ TEST(ChatTemplateTrained, FirstSpecialTokenEnds) {
 }
 
 TEST(ChatTemplateTrained, TurnsNameTheirMessage) {
-  auto chat = RenderSource("{% for m in messages %}{{ m.content }}<end>{% endfor %}", Messages({{"assistant", "a"}, {"assistant", "b"}}));
+  auto chat = RenderSource("{% for m in messages %}{{ m.content }}<end>{% endfor %}",
+                           Messages({{"assistant", "a"}, {"assistant", "b"}}));
   ASSERT_TRUE(chat.ok());
   ASSERT_EQ(chat->trained.size(), 1u);
   EXPECT_EQ(chat->trained[0], (ByteSpan{0, 12}));
@@ -145,13 +162,16 @@ TEST(ChatTemplateTrained, TurnsNameTheirMessage) {
 }
 
 TEST(ChatTemplateTrained, ContentOfParts) {
-  Json messages = Json::array({{{"role", "assistant"}, {"content", Json::array({{{"type", "text"}, {"text", "hi"}}})}}});
-  EXPECT_EQ(RenderMarked("{% for p in messages[0].content %}{{ p.type }}={{ p.text }}<end>{% endfor %}", messages), "text=⟦hi<end>⟧");
+  Json messages =
+      Json::array({{{"role", "assistant"}, {"content", Json::array({{{"type", "text"}, {"text", "hi"}}})}}});
+  EXPECT_EQ(RenderMarked("{% for p in messages[0].content %}{{ p.type }}={{ p.text }}<end>{% endfor %}", messages),
+            "text=⟦hi<end>⟧");
 }
 
 TEST(ChatTemplateTrained, UntraceableIsAnError) {
   const Json messages = Messages({{"user", "u"}, {"assistant", "answer"}});
-  for (const char* source : {"{{ messages[0].content }}", "{{ messages[1].content | length }}", "{{ messages | length }}"}) {
+  for (const char* source :
+       {"{{ messages[0].content }}", "{{ messages[1].content | length }}", "{{ messages | length }}"}) {
     auto chat = RenderSource(source, messages);
     ASSERT_FALSE(chat.ok()) << source;
     EXPECT_NE(std::string(chat.status().message()).find("messages[1]"), std::string::npos) << chat.status();

@@ -1,4 +1,5 @@
-// Bytes up to the first NUL are a template, the rest a JSON request {"messages", "tools", "variables"} (a fixed one if it is not).
+// Bytes up to the first NUL are a template, the rest a JSON request {"messages", "tools", "variables"} (a fixed one if
+// it is not).
 #include <cstdint>
 #include <string_view>
 
@@ -14,7 +15,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto parsed = hone::ChatTemplate::Parse(input.substr(0, nul), {"<s>", "</s>", {"<end>"}}, limits);
   if (!parsed.ok()) return 0;
   hone::RenderRequest request;
-  request.messages = Json::array({{{"role", "user"}, {"content", "Frage é"}}, {{"role", "assistant"}, {"content", " <think>a</think> b\n"}}});
+  request.messages = Json::array(
+      {{{"role", "user"}, {"content", "Frage é"}}, {{"role", "assistant"}, {"content", " <think>a</think> b\n"}}});
   request.variables = {{"d", {{"a", 1}, {"b", {1.5, nullptr, true}}}}, {"l", {3, 1, 2}}, {"s", "x y"}};
   request.variables["strftime_now"] = "2025-01-31";
   if (nul != std::string_view::npos) {
