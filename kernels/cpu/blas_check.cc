@@ -74,8 +74,9 @@ std::string SafeBlasCoreName() {
 #endif
 }
 
-absl::Status EnsureSafeBlas(char** argv) {
-  const BlasHealth health = CheckBlasInChild();
+absl::Status EnsureSafeBlas(char** argv) { return RestartWithSafeBlas(CheckBlasInChild(), argv); }
+
+absl::Status RestartWithSafeBlas(BlasHealth health, char** argv) {
   if (health == BlasHealth::kGood) return absl::OkStatus();
   const char* what = health == BlasHealth::kWrong ? "computes wrong products" : "crashes";
   const std::string safe = SafeBlasCoreName();

@@ -23,5 +23,7 @@ std::string SafeBlasCoreName();  // "Haswell", or "Nehalem" where there is no AV
 // (/proc/self/exe, same argv) with OPENBLAS_CORETYPE = SafeBlasCoreName() and does not return; an error if that core type
 // was already in use or the program cannot be started again.
 absl::Status EnsureSafeBlas(char** argv);
+// Its second half, for a health already known (kGood: OK at once).
+absl::Status RestartWithSafeBlas(BlasHealth health, char** argv);
 
 }  // namespace hone

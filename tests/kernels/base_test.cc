@@ -1,6 +1,7 @@
 // Data types, arenas, shape checks, the thread pool, the dry back end, and what OpenCpu promises.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,7 +56,7 @@ TEST(Arena, DryMeasuresWithoutMemory) {
 
 TEST(ThreadPool, RangesCoverEverythingOnce) {
   ThreadPool pool(4);
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < 500; ++round) {
     std::vector<int> seen(round % 37);
     pool.Ranges(static_cast<int64_t>(seen.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ++seen[i];
@@ -128,6 +129,37 @@ TEST(Blas, IsSoundHere) {
   EXPECT_EQ(CheckBlas(), BlasHealth::kGood);
   EXPECT_EQ(CheckBlasInChild(), BlasHealth::kGood);
   EXPECT_FALSE(BlasCoreName().empty());
+}
+
+// Started by the next test, in a process whose core type was chosen by RestartWithSafeBlas.
+TEST(Blas, AfterRestart) {
+  const char* forced = std::getenv("OPENBLAS_CORETYPE");
+  if (forced == nullptr || std::getenv("HONE_TEST_RESTARTED") == nullptr) GTEST_SKIP() << "only as a child";
+  EXPECT_EQ(std::string(forced), SafeBlasCoreName());
+  EXPECT_EQ(BlasCoreName(), SafeBlasCoreName());
+  EXPECT_EQ(CheckBlas(), BlasHealth::kGood);
+  // Never twice.
+  char name[] = "again";
+  char* argv[] = {name, nullptr};
+  EXPECT_EQ(RestartWithSafeBlas(BlasHealth::kWrong, argv).code(), absl::StatusCode::kInternal);
+}
+
+TEST(Blas, RestartsWithTheSafeCoreType) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    setenv("HONE_TEST_RESTARTED", "1", 1);
+    char name[] = "kernels_base_test", filter[] = "--gtest_filter=Blas.AfterRestart";
+    char* argv[] = {name, filter, nullptr};
+    if (RestartWithSafeBlas(BlasHealth::kGood, argv).ok()) {
+      (void)RestartWithSafeBlas(BlasHealth::kCrashed, argv);
+    }
+    _exit(99);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace

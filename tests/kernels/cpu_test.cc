@@ -4,6 +4,7 @@
 #include "kernels/cpu/blas_check.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/backend.h"
+#include "tests/kernels/count_allocations.h"
 #include "tests/kernels/op_case.h"
 
 namespace hone {
@@ -48,7 +49,9 @@ TEST_P(CpuOpCase, SameBitsWithAnyNumberOfThreads) {
     CaseTensors tensors(backend, op_case.name);
     const PreparedCase prepared = op_case.prepare(tensors);
     tensors.UploadAll();
+    const int64_t before = AllocationCount();
     prepared.launch(backend.ops());
+    EXPECT_EQ(AllocationCount(), before) << "an operation allocated memory";
     tensors.DownloadAll();
     if (threads == 1) {
       first = tensors.images();
