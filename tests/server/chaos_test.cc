@@ -14,57 +14,19 @@
 #include "server/job_lock.h"
 #include "server/store/store.h"
 #include "tests/server/daemon_harness.h"
+#include "tests/server/honed_process.h"
 
 namespace hone {
 namespace {
 
 using std::chrono::milliseconds;
 
-class Honed {
- public:
-  explicit Honed(const Folder& folder) : folder_(folder) {}
-  ~Honed() {
-    if (pid_ > 0) Kill(SIGKILL);
-  }
-  void Start() {
-    const std::vector<std::string> words = {HONED,       "--state-dir", folder_ / "state", "--socket", folder_ / "s",
-                                            "--metrics", "off",         "--worker",        FAKE_WORKER};
-    std::vector<char*> argv;
-    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    const std::string log = folder_ / "honed.log";
-    pid_ = fork();
-    if (pid_ != 0) return;
-    const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
-    dup2(fd, 2);
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
-  int Kill(int signal) {
-    kill(pid_, signal);
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = 0;
-    return status;
-  }
-  int Wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = 0;
-    return status;
-  }
-
- private:
-  const Folder& folder_;
-  pid_t pid_ = 0;
-};
-
 TEST(Chaos, NothingIsLostOrDoubledUnderKill9) {
   constexpr int kJobs = 24;
   constexpr int kKills = 12;
   constexpr int kClients = 4;
   Folder folder;
-  Honed honed(folder);
+  HonedProcess honed(folder, FAKE_WORKER);
   honed.Start();
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(StrCat("seed ", seed));
@@ -131,7 +93,7 @@ TEST(Chaos, NothingIsLostOrDoubledUnderKill9) {
 
 TEST(Honed, SigtermDrainsAndExitsWithZero) {
   Folder folder;
-  Honed honed(folder);
+  HonedProcess honed(folder, FAKE_WORKER);
   honed.Start();
   Client client(folder / "s");
   const std::string running = client.MustCreate(FakeSpec(folder, "steps=60 sleep=20"));
@@ -158,7 +120,7 @@ TEST(Honed, SigtermDrainsAndExitsWithZero) {
 
 TEST(Honed, WorkersDieWithTheDaemon) {
   Folder folder;
-  Honed honed(folder);
+  HonedProcess honed(folder, FAKE_WORKER);
   honed.Start();
   Client client(folder / "s");
   const std::string id = client.MustCreate(FakeSpec(folder, "hang-hard=1"));

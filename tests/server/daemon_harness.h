@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -52,6 +53,15 @@ inline v1::JobSpec FakeSpec(const Folder& folder, const std::string& script) {
   spec.mutable_batch()->set_examples(2);
   spec.mutable_optimizer()->set_learning_rate(1e-4);
   return spec;
+}
+
+// Sequence numbers of durable events are 1, 2, 3, ... (or go on after `after`) and states follow each other.
+inline void ExpectGapless(const std::vector<v1::JobEvent>& events, uint64_t after = 0) {
+  uint64_t next = after + 1;
+  for (const v1::JobEvent& event : events) {
+    if (event.sequence() == 0) continue;
+    EXPECT_EQ(event.sequence(), next++);
+  }
 }
 
 // The four services on one socket.
@@ -121,10 +131,15 @@ class Client {
     if (status != nullptr) *status = end;
     return events;
   }
-  // Follows a job until it is at rest and returns it.
+  // Follows a job until it is at rest and returns it; a broken connection is taken up again where it broke.
   v1::Job Await(const std::string& id) {
     grpc::Status status;
-    Watch(id, 0, &status);
+    uint64_t sequence = 0;
+    do {
+      const auto events = Watch(id, sequence, &status);
+      ExpectGapless(events, sequence);
+      for (const v1::JobEvent& event : events) sequence = std::max(sequence, event.sequence());
+    } while (status.error_code() == grpc::StatusCode::UNAVAILABLE);
     EXPECT_TRUE(status.ok()) << status.error_message();
     return Get(id);
   }
@@ -170,15 +185,6 @@ inline std::pair<std::string, std::string> RichError(const grpc::Status& status)
   }
   EXPECT_EQ(infos, 1);
   return {reason, field};
-}
-
-// Sequence numbers of durable events are 1, 2, 3, ... (or go on after `after`) and states follow each other.
-inline void ExpectGapless(const std::vector<v1::JobEvent>& events, uint64_t after = 0) {
-  uint64_t next = after + 1;
-  for (const v1::JobEvent& event : events) {
-    if (event.sequence() == 0) continue;
-    EXPECT_EQ(event.sequence(), next++);
-  }
 }
 
 }  // namespace hone
