@@ -63,10 +63,13 @@ absl::StatusOr<BpeModel> BpeModel::Create(std::vector<std::pair<std::string, int
 }
 
 absl::Status BpeModel::AddVocabulary(std::vector<std::pair<std::string, int32_t>> vocabulary) {
+  // Tables are as long as the largest id: a small file must not make them large.
+  const int64_t limit = std::min<int64_t>(kMaxTokenId, 4 * static_cast<int64_t>(vocabulary.size()) + 65536);
   int32_t largest = -1;
   for (const auto& [text, id] : vocabulary) {
-    if (id < 0 || id > kMaxTokenId) {
-      return InvalidArgument("vocab: the id ", id, " of \"", text, "\" is outside 0 ... ", kMaxTokenId);
+    if (id < 0 || id > limit) {
+      return InvalidArgument("vocab: the id ", id, " of \"", text, "\" is outside 0 ... ", limit, " (for ",
+                             vocabulary.size(), " tokens)");
     }
     largest = std::max(largest, id);
   }

@@ -40,6 +40,7 @@ TEST(TokenizerErrors, NameThePlaceAndWhatWasExpected) {
            {"/model/vocab/a", "-1", "outside 0 ... 4194303"},
            {"/model/vocab/a", "99999999999999999999", "not a whole number"},
            {"/model/vocab/a", "1000000000", "outside 0 ... 4194303"},
+           {"/model/vocab/a", "70000", "the id 70000 of \"a\" is outside 0 ... 65548 (for 3 tokens)"},
            {"/model/vocab/a", "1", "have the same id 1"},
            {"/model/merges", "{}", "model.merges: expected an array, found an object"},
            {"/model/merges/0", "7",

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "engine/io/gguf.h"
+#include "engine/io/gguf_config.h"
 #include "proto/base/file.h"
 
 namespace hone {
@@ -13,19 +14,6 @@ namespace {
 std::string Environment(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
-}
-
-GgufVocabulary ReadVocabulary(const GgufFile& file) {
-  GgufVocabulary vocabulary;
-  vocabulary.model = file.String("tokenizer.ggml.model").value();
-  vocabulary.pre = file.String("tokenizer.ggml.pre").value();
-  vocabulary.tokens = file.Strings("tokenizer.ggml.tokens").value();
-  vocabulary.token_types = file.Integers("tokenizer.ggml.token_type").value();
-  vocabulary.merges = file.Strings("tokenizer.ggml.merges").value();
-  vocabulary.bos = static_cast<int32_t>(file.Integer("tokenizer.ggml.bos_token_id").value());
-  vocabulary.eos = static_cast<int32_t>(file.Integer("tokenizer.ggml.eos_token_id").value());
-  vocabulary.add_bos = file.Bool("tokenizer.ggml.add_bos_token").value();
-  return vocabulary;
 }
 
 std::unique_ptr<Tokenizer> Checked(absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer) {
@@ -44,7 +32,10 @@ std::unique_ptr<Tokenizer> LoadTestTokenizer(const std::string& name) {
     if (SmolLm2Path().empty()) return nullptr;
     absl::StatusOr<GgufFile> file = GgufFile::Open(SmolLm2Path());
     EXPECT_TRUE(file.ok()) << file.status();
-    return file.ok() ? Checked(Tokenizer::FromGguf(ReadVocabulary(*file))) : nullptr;
+    if (!file.ok()) return nullptr;
+    absl::StatusOr<GgufVocabulary> vocabulary = VocabularyFromGguf(*file);
+    EXPECT_TRUE(vocabulary.ok()) << vocabulary.status();
+    return vocabulary.ok() ? Checked(Tokenizer::FromGguf(*std::move(vocabulary))) : nullptr;
   }
   if (TestDataFolder().empty()) return nullptr;
   std::string folder = TestDataFolder() + "/tokenizers/" + name;
