@@ -37,7 +37,8 @@ absl::Status Errno(int error, std::string_view action, const std::string& path) 
 bool IsPlainName(std::string_view name) {
   if (name.empty() || name.size() > 200 || name[0] == '.') return false;
   return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '-';
   });
 }
 
@@ -118,8 +119,7 @@ absl::Status WriteAll(const std::string& folder, int64_t step, const nlohmann::j
 // The new folder takes the place of `target`, which may exist; then the old one is in `folder`.
 absl::Status Publish(const std::string& folder, const std::string& target) {
   if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) == 0) return absl::OkStatus();
-  if (errno == EEXIST &&
-      ::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+  if (errno == EEXIST && ::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
     return absl::OkStatus();
   }
   if (errno != EINVAL && errno != ENOSYS) return Errno(errno, "rename to", target);
@@ -165,7 +165,8 @@ std::string WriteManifest(const CheckpointManifest& manifest) {
   for (const auto& file : manifest.files) {
     files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
   }
-  nlohmann::ordered_json out = {{"format", kFormat}, {"step", manifest.step}, {"files", std::move(files)}, {"sha256", ""}};
+  nlohmann::ordered_json out = {
+      {"format", kFormat}, {"step", manifest.step}, {"files", std::move(files)}, {"sha256", ""}};
   out["sha256"] = Sha256Hex(out.dump(1));
   return out.dump(1) + "\n";
 }
@@ -177,7 +178,8 @@ absl::StatusOr<CheckpointManifest> ParseManifest(std::string_view text) {
   }
   CheckpointManifest manifest;
   const auto step = root.find("step"), files = root.find("files");
-  if (step == root.end() || !step->is_number_unsigned() || *step > kMaxStep) return InvalidArgument("step is not a step");
+  if (step == root.end() || !step->is_number_unsigned() || *step > kMaxStep)
+    return InvalidArgument("step is not a step");
   manifest.step = step->get<int64_t>();
   if (files == root.end() || !files->is_array() || files->size() > kMaxFiles) {
     return InvalidArgument("files must be a list of at most ", kMaxFiles);

@@ -18,7 +18,9 @@ constexpr uint32_t kFileTypeF16 = 1, kFileTypeQ8_0 = 7;  // general.file_type
 
 void AddArchitecture(const DecoderConfig& config, GgufWriter& writer) {
   const std::string arch(FamilyByName(config.family).gguf_architecture);
-  const auto u32 = [&](const char* name, int64_t value) { writer.AddU32(StrCat(arch, ".", name), static_cast<uint32_t>(value)); };
+  const auto u32 = [&](const char* name, int64_t value) {
+    writer.AddU32(StrCat(arch, ".", name), static_cast<uint32_t>(value));
+  };
   u32("vocab_size", config.vocab_size);
   u32("context_length", config.max_position);
   u32("embedding_length", config.hidden_size);
@@ -163,7 +165,8 @@ absl::StatusOr<FileReceipt> ExportGguf(const ModelFiles& model, const LoraAdapte
   }
   HONE_RETURN_IF_ERROR(writer.Begin(path));
   if (has_factors) {
-    HONE_RETURN_IF_ERROR(writer.Write("rope_freqs.weight", {reinterpret_cast<const char*>(factors.data()), factors.size() * 4}));
+    HONE_RETURN_IF_ERROR(
+        writer.Write("rope_freqs.weight", {reinterpret_cast<const char*>(factors.data()), factors.size() * 4}));
   }
   HONE_RETURN_IF_ERROR(WriteWeights(model, adapter, dtype, writer, progress));
   HONE_RETURN_IF_ERROR(writer.Finish());

@@ -115,7 +115,8 @@ class MergedExport {
     std::vector<std::string> old;
     for (const auto& entry : fs::directory_iterator(directory_, error)) {
       const std::string name = entry.path().filename().string();
-      const bool weights = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
+      const bool weights =
+          name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
       if (weights || name == "config.json") old.push_back(name);
     }
     if (error) return Internal("cannot list ", directory_, ": ", error.message());
@@ -184,8 +185,9 @@ class MergedExport {
   absl::StatusOr<std::string> ConfigText() const {
     if (model_.kind() == ModelSourceKind::kGguf) return WriteHfConfig(model_.config(), dtype_);
     // A folder's own configuration, so that nothing in it is lost, but for what the export changes.
-    const std::string path = model_.kind() == ModelSourceKind::kRandom ? model_.source().substr(model_.source().find(':') + 1)
-                                                                       : model_.source() + "/config.json";
+    const std::string path = model_.kind() == ModelSourceKind::kRandom
+                                 ? model_.source().substr(model_.source().find(':') + 1)
+                                 : model_.source() + "/config.json";
     HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, uint64_t{4} << 20));
     HONE_RETURN_IF_ERROR(ParseJson(text).status());
     auto config = nlohmann::ordered_json::parse(text);  // again, for the order of its fields; it cannot throw now
@@ -216,8 +218,9 @@ class MergedExport {
   }
 
   absl::Status CopyTokenizerFiles() {
-    for (const char* file : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-                             "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"}) {
+    for (const char* file :
+         {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+          "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"}) {
       HONE_ASSIGN_OR_RETURN(const std::string text, ReadOptionalFile(SourceFolder() + "/" + file, uint64_t{256} << 20));
       if (!text.empty()) HONE_RETURN_IF_ERROR(WriteText(file, text));
     }
@@ -246,7 +249,8 @@ absl::Status ReadMergedWeight(const ModelFiles& model, const LoraAdapter* adapte
   HONE_RETURN_IF_ERROR(model.ReadAsFloat(name, out->data()));
   const LoraWeights* lora = FindLora(adapter, name);
   if (lora == nullptr) return absl::OkStatus();
-  AddDelta(*lora, LoraScale(adapter->metadata, lora->layer, lora->kind, lora->r), weight.rows, weight.cols, out->data());
+  AddDelta(*lora, LoraScale(adapter->metadata, lora->layer, lora->kind, lora->r), weight.rows, weight.cols,
+           out->data());
   for (float value : *out) {
     if (!std::isfinite(value)) return InvalidArgument(name, ": base plus adapter is not finite; nothing was exported");
   }

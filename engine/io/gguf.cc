@@ -25,16 +25,36 @@ struct GgmlType {
 };
 // Numbers and block sizes of ggml's types, so that the place of every tensor can be checked, readable or not.
 constexpr GgmlType kGgmlTypes[] = {
-    {0, "F32", 1, 4, DType::kF32},       {1, "F16", 1, 2, DType::kF16},     {2, "Q4_0", 32, 18, DType::kQ4_0},
-    {3, "Q4_1", 32, 20, DType::kQ4_1},   {6, "Q5_0", 32, 22, {}},           {7, "Q5_1", 32, 24, {}},
-    {8, "Q8_0", 32, 34, DType::kQ8_0},   {10, "Q2_K", 256, 84, {}},         {11, "Q3_K", 256, 110, {}},
-    {12, "Q4_K", 256, 144, {}},          {13, "Q5_K", 256, 176, {}},        {14, "Q6_K", 256, 210, {}},
-    {15, "Q8_K", 256, 292, {}},          {16, "IQ2_XXS", 256, 66, {}},      {17, "IQ2_XS", 256, 74, {}},
-    {18, "IQ3_XXS", 256, 98, {}},        {19, "IQ1_S", 256, 50, {}},        {20, "IQ4_NL", 32, 18, {}},
-    {21, "IQ3_S", 256, 110, {}},         {22, "IQ2_S", 256, 82, {}},        {23, "IQ4_XS", 256, 136, {}},
-    {24, "I8", 1, 1, {}},                {25, "I16", 1, 2, {}},             {26, "I32", 1, 4, {}},
-    {27, "I64", 1, 8, {}},               {28, "F64", 1, 8, {}},             {29, "IQ1_M", 256, 56, {}},
-    {30, "BF16", 1, 2, DType::kBF16},    {34, "TQ1_0", 256, 54, {}},        {35, "TQ2_0", 256, 66, {}},
+    {0, "F32", 1, 4, DType::kF32},
+    {1, "F16", 1, 2, DType::kF16},
+    {2, "Q4_0", 32, 18, DType::kQ4_0},
+    {3, "Q4_1", 32, 20, DType::kQ4_1},
+    {6, "Q5_0", 32, 22, {}},
+    {7, "Q5_1", 32, 24, {}},
+    {8, "Q8_0", 32, 34, DType::kQ8_0},
+    {10, "Q2_K", 256, 84, {}},
+    {11, "Q3_K", 256, 110, {}},
+    {12, "Q4_K", 256, 144, {}},
+    {13, "Q5_K", 256, 176, {}},
+    {14, "Q6_K", 256, 210, {}},
+    {15, "Q8_K", 256, 292, {}},
+    {16, "IQ2_XXS", 256, 66, {}},
+    {17, "IQ2_XS", 256, 74, {}},
+    {18, "IQ3_XXS", 256, 98, {}},
+    {19, "IQ1_S", 256, 50, {}},
+    {20, "IQ4_NL", 32, 18, {}},
+    {21, "IQ3_S", 256, 110, {}},
+    {22, "IQ2_S", 256, 82, {}},
+    {23, "IQ4_XS", 256, 136, {}},
+    {24, "I8", 1, 1, {}},
+    {25, "I16", 1, 2, {}},
+    {26, "I32", 1, 4, {}},
+    {27, "I64", 1, 8, {}},
+    {28, "F64", 1, 8, {}},
+    {29, "IQ1_M", 256, 56, {}},
+    {30, "BF16", 1, 2, DType::kBF16},
+    {34, "TQ1_0", 256, 54, {}},
+    {35, "TQ2_0", 256, 66, {}},
     {39, "MXFP4", 32, 17, {}},
 };
 
@@ -50,17 +70,22 @@ uint64_t ScalarBytes(GgufType type) {
   switch (type) {
     case GgufType::kU8:
     case GgufType::kI8:
-    case GgufType::kBool: return 1;
+    case GgufType::kBool:
+      return 1;
     case GgufType::kU16:
-    case GgufType::kI16: return 2;
+    case GgufType::kI16:
+      return 2;
     case GgufType::kU32:
     case GgufType::kI32:
-    case GgufType::kF32: return 4;
+    case GgufType::kF32:
+      return 4;
     case GgufType::kU64:
     case GgufType::kI64:
-    case GgufType::kF64: return 8;
+    case GgufType::kF64:
+      return 8;
     case GgufType::kString:
-    case GgufType::kArray: return 0;
+    case GgufType::kArray:
+      return 0;
   }
   return 0;
 }
@@ -75,18 +100,30 @@ T Load(const char* at) {
 using Scalar = std::variant<uint64_t, int64_t, double, bool>;
 Scalar LoadScalar(GgufType type, const char* at) {
   switch (type) {
-    case GgufType::kU8: return uint64_t{Load<uint8_t>(at)};
-    case GgufType::kU16: return uint64_t{Load<uint16_t>(at)};
-    case GgufType::kU32: return uint64_t{Load<uint32_t>(at)};
-    case GgufType::kU64: return Load<uint64_t>(at);
-    case GgufType::kI8: return int64_t{Load<int8_t>(at)};
-    case GgufType::kI16: return int64_t{Load<int16_t>(at)};
-    case GgufType::kI32: return int64_t{Load<int32_t>(at)};
-    case GgufType::kI64: return Load<int64_t>(at);
-    case GgufType::kF32: return double{Load<float>(at)};
-    case GgufType::kF64: return Load<double>(at);
-    case GgufType::kBool: return Load<uint8_t>(at) != 0;
-    default: break;
+    case GgufType::kU8:
+      return uint64_t{Load<uint8_t>(at)};
+    case GgufType::kU16:
+      return uint64_t{Load<uint16_t>(at)};
+    case GgufType::kU32:
+      return uint64_t{Load<uint32_t>(at)};
+    case GgufType::kU64:
+      return Load<uint64_t>(at);
+    case GgufType::kI8:
+      return int64_t{Load<int8_t>(at)};
+    case GgufType::kI16:
+      return int64_t{Load<int16_t>(at)};
+    case GgufType::kI32:
+      return int64_t{Load<int32_t>(at)};
+    case GgufType::kI64:
+      return Load<int64_t>(at);
+    case GgufType::kF32:
+      return double{Load<float>(at)};
+    case GgufType::kF64:
+      return Load<double>(at);
+    case GgufType::kBool:
+      return Load<uint8_t>(at) != 0;
+    default:
+      break;
   }
   FailInvariant(__FILE__, __LINE__, "a number's type", "");
 }
@@ -94,8 +131,8 @@ Scalar LoadScalar(GgufType type, const char* at) {
 }  // namespace
 
 std::string_view GgufTypeName(GgufType type) {
-  static constexpr std::string_view kNames[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array",
-                                                "u64", "i64", "f64"};
+  static constexpr std::string_view kNames[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                                "bool", "string", "array", "u64", "i64", "f64"};
   const auto index = static_cast<uint32_t>(type);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }
@@ -147,7 +184,8 @@ class GgufParser {
     HONE_ASSIGN_OR_RETURN(const uint32_t version, Take<uint32_t>("the version"));
     if (version != 3) {
       const bool swapped = version == __builtin_bswap32(3);
-      return Fail(4, "GGUF version ", version, swapped ? " (big-endian)" : "", ", only version 3, little-endian, is read");
+      return Fail(4, "GGUF version ", version, swapped ? " (big-endian)" : "",
+                  ", only version 3, little-endian, is read");
     }
     HONE_ASSIGN_OR_RETURN(tensor_count_, Take<uint64_t>("the tensor count"));
     HONE_ASSIGN_OR_RETURN(key_count_, Take<uint64_t>("the metadata count"));
@@ -299,7 +337,8 @@ class GgufParser {
     const auto bytes = elements ? CheckedMul(*elements / type->block_elements, type->block_bytes) : std::nullopt;
     if (!bytes) return Fail(start, shown, "its shape overflows 64 bits");
     if (!RangeFits(tensor.offset, *bytes, bytes_.size())) {
-      return Fail(start, shown, *bytes, " bytes from byte ", tensor.offset, " do not lie in the file's ", bytes_.size());
+      return Fail(start, shown, *bytes, " bytes from byte ", tensor.offset, " do not lie in the file's ",
+                  bytes_.size());
     }
     tensor.bytes = bytes_.substr(tensor.offset, *bytes);
     return absl::OkStatus();
@@ -339,8 +378,8 @@ const GgufValue* GgufFile::FindValue(std::string_view key) const {
 namespace {
 
 absl::Status WrongType(const GgufFile& file, std::string_view key, const GgufValue& value, std::string_view expected) {
-  return InvalidArgument(file.path(), ": byte ", value.offset, ": ", key, " is ", GgufTypeName(value.type), ", expected ",
-                         expected);
+  return InvalidArgument(file.path(), ": byte ", value.offset, ": ", key, " is ", GgufTypeName(value.type),
+                         ", expected ", expected);
 }
 
 std::optional<int64_t> AsInteger(const Scalar& scalar) {

@@ -1,6 +1,6 @@
-// GGUF files, version 3, little-endian: magic, counts, typed metadata, tensor list, aligned data. Reading maps the file and
-// trusts nothing: counts, string lengths, alignment and offsets are checked before anything is allocated; tensors lie inside the
-// file and do not overlap. Not here: what keys and names mean to a model (gguf_config.h, model_files.h).
+// GGUF files, version 3, little-endian: magic, counts, typed metadata, tensor list, aligned data. Reading maps the file
+// and trusts nothing: counts, string lengths, alignment and offsets are checked before anything is allocated; tensors
+// lie inside the file and do not overlap. Not here: what keys and names mean to a model (gguf_config.h, model_files.h).
 //
 // Errors name the file, the key or tensor and the byte offset.
 #pragma once
@@ -22,16 +22,27 @@
 namespace hone {
 
 enum class GgufType : uint32_t {
-  kU8 = 0, kI8 = 1, kU16 = 2, kI16 = 3, kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7, kString = 8, kArray = 9, kU64 = 10,
-  kI64 = 11, kF64 = 12,
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12,
 };
 std::string_view GgufTypeName(GgufType type);
 
 struct GgufArray {
-  GgufType element = GgufType::kU8;        // never kArray: nested arrays are refused
+  GgufType element = GgufType::kU8;  // never kArray: nested arrays are refused
   uint64_t count = 0;
-  std::string_view raw;                    // numbers, unaligned
-  std::vector<std::string_view> strings;   // kString
+  std::string_view raw;                   // numbers, unaligned
+  std::vector<std::string_view> strings;  // kString
 };
 
 struct GgufValue {
@@ -63,8 +74,8 @@ class GgufFile {
   std::string_view header() const { return header_; }  // everything before the tensors' data
   uint64_t file_bytes() const { return file_bytes_; }
 
-  // Typed access. A missing key is NotFound, another type InvalidArgument; both name the key. Integers of any width convert
-  // if the value fits.
+  // Typed access. A missing key is NotFound, another type InvalidArgument; both name the key. Integers of any width
+  // convert if the value fits.
   bool Has(std::string_view key) const;
   const GgufValue* FindValue(std::string_view key) const;
   absl::StatusOr<std::string> String(std::string_view key) const;
@@ -87,8 +98,8 @@ class GgufFile {
   std::unordered_map<std::string, size_t> names_;
 };
 
-// Writes a GGUF v3 file, alignment 32: metadata and tensors are declared, Begin writes the header to a temporary file, then
-// every tensor is written once in any order; Finish makes it durable and visible.
+// Writes a GGUF v3 file, alignment 32: metadata and tensors are declared, Begin writes the header to a temporary file,
+// then every tensor is written once in any order; Finish makes it durable and visible.
 class GgufWriter {
  public:
   GgufWriter();

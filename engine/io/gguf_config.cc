@@ -81,8 +81,8 @@ absl::Status ReadSizes(const GgufFile& file, const Keys& keys, DecoderConfig& co
   return absl::OkStatus();
 }
 
-// rope_freqs.weight divides each rotary frequency. It is how converters store llama3's scaling; nothing else is accepted, and
-// then only if the published constants reproduce every value.
+// rope_freqs.weight divides each rotary frequency. It is how converters store llama3's scaling; nothing else is
+// accepted, and then only if the published constants reproduce every value.
 absl::Status ReadFrequencyFactors(const GgufFile& file, DecoderConfig& config) {
   const GgufTensor* tensor = file.Find("rope_freqs.weight");
   if (tensor == nullptr) return absl::OkStatus();
@@ -204,8 +204,8 @@ absl::StatusOr<GgufVocabulary> VocabularyFromGguf(const GgufFile& file) {
     HONE_ASSIGN_OR_RETURN(vocabulary.token_types, file.Integers("tokenizer.ggml.token_type"));
   }
   if (!vocabulary.token_types.empty() && vocabulary.token_types.size() != vocabulary.tokens.size()) {
-    return InvalidArgument(file.path(), ": tokenizer.ggml.token_type has ", vocabulary.token_types.size(), " entries for ",
-                           vocabulary.tokens.size(), " tokens");
+    return InvalidArgument(file.path(), ": tokenizer.ggml.token_type has ", vocabulary.token_types.size(),
+                           " entries for ", vocabulary.tokens.size(), " tokens");
   }
   if (file.Has("tokenizer.ggml.merges")) {
     HONE_ASSIGN_OR_RETURN(vocabulary.merges, file.Strings("tokenizer.ggml.merges"));
@@ -232,10 +232,12 @@ std::optional<std::string> GgufTensorName(std::string_view name) {
       {"model.norm.weight", "output_norm.weight"},
       {"lm_head.weight", "output.weight"}};
   static constexpr std::pair<std::string_view, std::string_view> kInLayer[] = {
-      {"input_layernorm", "attn_norm"},   {"post_attention_layernorm", "ffn_norm"}, {"self_attn.q_proj", "attn_q"},
-      {"self_attn.k_proj", "attn_k"},     {"self_attn.v_proj", "attn_v"},           {"self_attn.o_proj", "attn_output"},
-      {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"},     {"mlp.gate_proj", "ffn_gate"},
-      {"mlp.up_proj", "ffn_up"},          {"mlp.down_proj", "ffn_down"}};
+      {"input_layernorm", "attn_norm"},    {"post_attention_layernorm", "ffn_norm"},
+      {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+      {"self_attn.v_proj", "attn_v"},      {"self_attn.o_proj", "attn_output"},
+      {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"},
+      {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
+      {"mlp.down_proj", "ffn_down"}};
   for (const auto& [hf, gguf] : kWhole) {
     if (name == hf) return std::string(gguf);
   }

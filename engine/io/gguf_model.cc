@@ -1,5 +1,5 @@
-// A GGUF file as ModelFiles. Llama's converter stores the rows of q and k so that the two halves of a head are interleaved
-// (row i*2 + half instead of half*D/2 + i); reading puts them back.
+// A GGUF file as ModelFiles. Llama's converter stores the rows of q and k so that the two halves of a head are
+// interleaved (row i*2 + half instead of half*D/2 + i); reading puts them back.
 #include <cstring>
 #include <map>
 
@@ -120,7 +120,8 @@ class GgufModel : public ModelFiles {
   absl::StatusOr<const GgufTensor*> Need(std::string_view name) const {
     const GgufTensor* tensor = Find(name);
     if (tensor != nullptr) return tensor;
-    return NotFound(source_, ": the weight ", name, " (", GgufTensorName(name).value_or("no GGUF name"), ") is missing");
+    return NotFound(source_, ": the weight ", name, " (", GgufTensorName(name).value_or("no GGUF name"),
+                    ") is missing");
   }
 
   GgufFile file_;

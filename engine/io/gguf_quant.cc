@@ -85,7 +85,7 @@ uint16_t FloatToHalf(float value) {
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00 | ((magnitude >> 13) & 0x3FF));  // NaN
-  if (magnitude >= 0x47800000u) return sign | 0x7C00;                                                     // >= 2^16
+  if (magnitude >= 0x47800000u) return sign | 0x7C00;                                                      // >= 2^16
   if (magnitude < 0x38800000u) {  // below 2^-14: subnormal; adding 0.5 lets the FPU round to a multiple of 2^-24
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3F000000u));
@@ -105,7 +105,9 @@ uint16_t FloatToBf16(float value) {
 void DecodeToFloat(DType dtype, const void* data, uint64_t elements, float* out) {
   const auto* in = static_cast<const uint8_t*>(data);
   switch (dtype) {
-    case DType::kF32: std::memcpy(out, in, elements * 4); return;
+    case DType::kF32:
+      std::memcpy(out, in, elements * 4);
+      return;
     case DType::kF16:
       for (uint64_t i = 0; i < elements; ++i) out[i] = HalfToFloat(Load<uint16_t>(in + 2 * i));
       return;
@@ -123,7 +125,8 @@ void DecodeToFloat(DType dtype, const void* data, uint64_t elements, float* out)
     }
     case DType::kI32:
     case DType::kU8:
-    case DType::kNf4: break;
+    case DType::kNf4:
+      break;
   }
   FailInvariant(__FILE__, __LINE__, "a dtype that decodes by itself", StrCat("dtype ", static_cast<int>(dtype)));
 }
@@ -131,7 +134,9 @@ void DecodeToFloat(DType dtype, const void* data, uint64_t elements, float* out)
 void EncodeFromFloat(DType dtype, const float* values, uint64_t elements, void* out) {
   auto* bytes = static_cast<uint8_t*>(out);
   switch (dtype) {
-    case DType::kF32: std::memcpy(bytes, values, elements * 4); return;
+    case DType::kF32:
+      std::memcpy(bytes, values, elements * 4);
+      return;
     case DType::kF16:
     case DType::kBF16:
       for (uint64_t i = 0; i < elements; ++i) {
@@ -142,7 +147,8 @@ void EncodeFromFloat(DType dtype, const float* values, uint64_t elements, void* 
     case DType::kQ8_0:
       HONE_CHECK(elements % kBlock == 0, "elements ", elements);
       return EncodeQ8_0(values, elements / kBlock, bytes);
-    default: break;
+    default:
+      break;
   }
   FailInvariant(__FILE__, __LINE__, "a dtype that exports write", StrCat("dtype ", static_cast<int>(dtype)));
 }

@@ -1,5 +1,5 @@
-// Host conversion between fp32 and the forms weights are stored in: plain types and GGUF's blocks. Encoders give the bytes that
-// gguf-py gives. For export, inspection and tests; the training path decodes in kernels.
+// Host conversion between fp32 and the forms weights are stored in: plain types and GGUF's blocks. Encoders give the
+// bytes that gguf-py gives. For export, inspection and tests; the training path decodes in kernels.
 #pragma once
 
 #include <cstdint>

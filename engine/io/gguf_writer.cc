@@ -22,13 +22,20 @@ void PutType(std::string& out, GgufType type) { Put<uint32_t>(out, static_cast<u
 
 absl::StatusOr<uint32_t> GgmlNumber(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 0;
-    case DType::kF16: return 1;
-    case DType::kQ4_0: return 2;
-    case DType::kQ4_1: return 3;
-    case DType::kQ8_0: return 8;
-    case DType::kBF16: return 30;
-    default: return InvalidArgument("GGUF files are not written with ", DTypeName(dtype), " tensors");
+    case DType::kF32:
+      return 0;
+    case DType::kF16:
+      return 1;
+    case DType::kQ4_0:
+      return 2;
+    case DType::kQ4_1:
+      return 3;
+    case DType::kQ8_0:
+      return 8;
+    case DType::kBF16:
+      return 30;
+    default:
+      return InvalidArgument("GGUF files are not written with ", DTypeName(dtype), " tensors");
   }
 }
 

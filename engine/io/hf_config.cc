@@ -100,7 +100,8 @@ absl::Status ReadSizes(const Fields& fields, DecoderConfig& config) {
   HONE_ASSIGN_OR_RETURN(config.max_position, fields.Integer("max_position_embeddings", kMaxSize));
   HONE_ASSIGN_OR_RETURN(const double eps, fields.PositiveNumber("rms_norm_eps"));
   config.rms_norm_eps = static_cast<float>(eps);
-  if (!(config.rms_norm_eps > 0) || !std::isfinite(config.rms_norm_eps)) return fields.Fail("rms_norm_eps", "no fp32 number");
+  if (!(config.rms_norm_eps > 0) || !std::isfinite(config.rms_norm_eps))
+    return fields.Fail("rms_norm_eps", "no fp32 number");
   return absl::OkStatus();
 }
 
@@ -151,7 +152,8 @@ absl::Status ReadRope(const Fields& fields, DecoderConfig& config) {
     }
     if (inner_theta) theta = inner_theta;
     HONE_ASSIGN_OR_RETURN(const auto partial, inner.OptionalNumber("partial_rotary_factor"));
-    if (partial && *partial != 1) return Unimplemented("config.json: partial_rotary_factor ", *partial, " is not implemented");
+    if (partial && *partial != 1)
+      return Unimplemented("config.json: partial_rotary_factor ", *partial, " is not implemented");
     if (inner.Find("rope_type") != nullptr || inner.Find("type") != nullptr) {
       HONE_RETURN_IF_ERROR(ReadScaling(*parameters, "config.json: rope_parameters.", config.rope_scaling));
     }
@@ -188,9 +190,14 @@ absl::Status ReadActivation(const Fields& fields, DecoderConfig& config) {
 absl::Status ReadBias(const Fields& fields, const Family& family, DecoderConfig& config) {
   HONE_ASSIGN_OR_RETURN(const bool attention_bias, fields.Bool("attention_bias", false));
   switch (family.qkv_bias) {
-    case Presence::kAlways: config.qkv_bias = true; break;
-    case Presence::kByConfig: config.qkv_bias = attention_bias; break;
-    case Presence::kNever: break;
+    case Presence::kAlways:
+      config.qkv_bias = true;
+      break;
+    case Presence::kByConfig:
+      config.qkv_bias = attention_bias;
+      break;
+    case Presence::kNever:
+      break;
   }
   // attention_bias also puts a bias on o_proj, which no family here has.
   if (attention_bias) return Unimplemented("config.json: attention_bias true is not implemented for ", family.name);
@@ -224,12 +231,14 @@ absl::Status ReadWindow(const Fields& fields, const Family& family, DecoderConfi
       sliding += type == "sliding_attention" ? 1 : 0;
       ++count;
     }
-    if (count != config.num_layers) return fields.Fail("layer_types", count, " entries for ", config.num_layers, " layers");
+    if (count != config.num_layers)
+      return fields.Fail("layer_types", count, " entries for ", config.num_layers, " layers");
     mixed = sliding > 0 && sliding < count;
     if (!mixed) active = sliding > 0;
     if (active && !window) return fields.Missing("sliding_window");
   }
-  if (mixed) return Unimplemented("config.json: layers with and without a sliding window in one model are not implemented");
+  if (mixed)
+    return Unimplemented("config.json: layers with and without a sliding window in one model are not implemented");
   if (!active) return absl::OkStatus();
   if (family.sliding_window == Presence::kNever) {
     return Unimplemented("config.json: sliding_window is not implemented for ", family.name);
@@ -263,10 +272,11 @@ absl::Status RefuseUnknownMathematics(const Fields& fields) {
   static constexpr struct {
     const char* name;
     double off;
-  } kSwitches[] = {{"partial_rotary_factor", 1},    {"final_logit_softcapping", 0}, {"attn_logit_softcapping", 0},
-                   {"logit_scale", 1},              {"attention_dropout", 0},       {"embedding_multiplier", 1},
-                   {"residual_multiplier", 1},      {"logits_scaling", 1},          {"num_local_experts", 0},
-                   {"num_experts", 0}};
+  } kSwitches[] = {{"partial_rotary_factor", 1},  {"final_logit_softcapping", 0},
+                   {"attn_logit_softcapping", 0}, {"logit_scale", 1},
+                   {"attention_dropout", 0},      {"embedding_multiplier", 1},
+                   {"residual_multiplier", 1},    {"logits_scaling", 1},
+                   {"num_local_experts", 0},      {"num_experts", 0}};
   for (const auto& [name, off] : kSwitches) {
     HONE_ASSIGN_OR_RETURN(const auto value, fields.OptionalNumber(name));
     if (value && *value != off) return Unimplemented("config.json: ", name, " ", *value, " is not implemented");
@@ -283,9 +293,10 @@ absl::StatusOr<bool> ReadQuantization(const Fields& fields) {
   HONE_ASSIGN_OR_RETURN(const bool four_bit, inner.Bool("load_in_4bit", false));
   HONE_ASSIGN_OR_RETURN(const auto type, inner.OptionalString("bnb_4bit_quant_type"));
   if (method.value_or("bitsandbytes") == "bitsandbytes" && four_bit && type.value_or("fp4") == "nf4") return true;
-  return Unimplemented("config.json: quantization_config: only bitsandbytes 4-bit nf4 is implemented, got quant_method ",
-                       method ? EscapeForDisplay(*method) : "(none)", four_bit ? ", 4-bit " : "",
-                       four_bit ? EscapeForDisplay(type.value_or("fp4")) : "");
+  return Unimplemented(
+      "config.json: quantization_config: only bitsandbytes 4-bit nf4 is implemented, got quant_method ",
+      method ? EscapeForDisplay(*method) : "(none)", four_bit ? ", 4-bit " : "",
+      four_bit ? EscapeForDisplay(type.value_or("fp4")) : "");
 }
 
 absl::StatusOr<std::optional<DType>> ReadDtype(const Fields& fields) {
@@ -298,7 +309,8 @@ absl::StatusOr<std::optional<DType>> ReadDtype(const Fields& fields) {
   if (*name == "float32") return std::optional<DType>(DType::kF32);
   if (*name == "float16") return std::optional<DType>(DType::kF16);
   if (*name == "bfloat16") return std::optional<DType>(DType::kBF16);
-  return Unimplemented("config.json: dtype '", EscapeForDisplay(*name), "' is not implemented (float32, float16, bfloat16)");
+  return Unimplemented("config.json: dtype '", EscapeForDisplay(*name),
+                       "' is not implemented (float32, float16, bfloat16)");
 }
 
 absl::Status ReadFamily(const Fields& fields, HfConfig& result, const Family*& family) {
@@ -312,8 +324,9 @@ absl::Status ReadFamily(const Fields& fields, HfConfig& result, const Family*& f
   if (const json* architectures = fields.Find("architectures"); architectures != nullptr) {
     if (!architectures->is_array()) return fields.Fail("architectures", "expected an array");
     if (!architectures->empty() && (*architectures)[0] != std::string(family->hf_architecture)) {
-      return Unimplemented("config.json: architectures: ", Fields::Shown((*architectures)[0]), " is not implemented, only ",
-                           family->hf_architecture, " for model_type ", family->hf_model_type);
+      return Unimplemented("config.json: architectures: ", Fields::Shown((*architectures)[0]),
+                           " is not implemented, only ", family->hf_architecture, " for model_type ",
+                           family->hf_model_type);
     }
   }
   return absl::OkStatus();
@@ -358,18 +371,25 @@ namespace {
 
 std::string_view TorchName(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "float32";
-    case DType::kF16: return "float16";
-    case DType::kBF16: return "bfloat16";
-    default: FailInvariant(__FILE__, __LINE__, "a plain float dtype", "");
+    case DType::kF32:
+      return "float32";
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
+    default:
+      FailInvariant(__FILE__, __LINE__, "a plain float dtype", "");
   }
 }
 
 std::string_view ActivationName(Activation activation) {
   switch (activation) {
-    case Activation::kSilu: return "silu";
-    case Activation::kGelu: return "gelu";
-    case Activation::kGeluTanh: return "gelu_pytorch_tanh";
+    case Activation::kSilu:
+      return "silu";
+    case Activation::kGelu:
+      return "gelu";
+    case Activation::kGeluTanh:
+      return "gelu_pytorch_tanh";
   }
   FailInvariant(__FILE__, __LINE__, "activation", "");
 }
@@ -427,7 +447,8 @@ std::string WriteHfConfig(const DecoderConfig& config, DType dtype) {
                            {"original_max_position_embeddings", scaling.original_max_position}};
   }
   if (family.sliding_window == Presence::kByConfig) {
-    // Qwen's configuration has a switch and a layer count, Mistral's only the window; transformers ignores what it lacks.
+    // Qwen's configuration has a switch and a layer count, Mistral's only the window; transformers ignores what it
+    // lacks.
     out["use_sliding_window"] = config.sliding_window > 0;
     out["sliding_window"] = config.sliding_window > 0 ? nlohmann::ordered_json(config.sliding_window) : nullptr;
     out["max_window_layers"] = config.sliding_window > 0 ? 0 : config.num_layers;
@@ -439,6 +460,9 @@ std::string WriteHfConfig(const DecoderConfig& config, DType dtype) {
   out["eos_token_id"] = TokenIds(config.eos_token_ids);
   out["torch_dtype"] = TorchName(dtype);
   out["use_cache"] = true;
+  // The format's version, not a program's. Without it transformers suspects every large vocabulary of an old Mistral
+  // mistake and advises an option that would change the ids.
+  out["transformers_version"] = "4.57.1";
   return out.dump(2) + "\n";
 }
 

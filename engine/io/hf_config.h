@@ -1,6 +1,6 @@
-// config.json of a Hugging Face model to DecoderConfig and back. Both spellings are read (rope_theta and rope_scaling, or
-// rope_parameters; torch_dtype or dtype). What Hone does not compute (a scaling type, an activation, a model_type, a soft cap)
-// is an error that names the field, never a default.
+// config.json of a Hugging Face model to DecoderConfig and back. Both spellings are read (rope_theta and rope_scaling,
+// or rope_parameters; torch_dtype or dtype). What Hone does not compute (a scaling type, an activation, a model_type, a
+// soft cap) is an error that names the field, never a default.
 #pragma once
 
 #include <optional>
@@ -16,7 +16,7 @@ namespace hone {
 
 struct HfConfig {
   DecoderConfig decoder;
-  std::optional<DType> dtype;  // torch_dtype / dtype, where it is written
+  std::optional<DType> dtype;     // torch_dtype / dtype, where it is written
   bool bitsandbytes_nf4 = false;  // quantization_config says bitsandbytes 4-bit nf4
 };
 

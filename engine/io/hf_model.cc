@@ -1,5 +1,6 @@
-// A Hugging Face folder as ModelFiles: config.json, safetensors, tokenizer files. NF4 weights in bitsandbytes' form are one
-// weight in several tensors: X, X.absmax, X.quant_map, X.nested_absmax, X.nested_quant_map, X.quant_state.bitsandbytes__nf4.
+// A Hugging Face folder as ModelFiles: config.json, safetensors, tokenizer files. NF4 weights in bitsandbytes' form are
+// one weight in several tensors: X, X.absmax, X.quant_map, X.nested_absmax, X.nested_quant_map,
+// X.quant_state.bitsandbytes__nf4.
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -56,7 +57,8 @@ class HuggingFaceModel : public ModelFiles {
       return InvalidArgument(source_, ": ", name, " has ", shape.size(), " dimensions, expected 1 or 2");
     }
     if (tensor->dtype != DType::kF32 && tensor->dtype != DType::kF16 && tensor->dtype != DType::kBF16) {
-      return Unimplemented(source_, ": ", name, " is ", tensor->type, "; weights are F32, F16, BF16 or bitsandbytes NF4");
+      return Unimplemented(source_, ": ", name, " is ", tensor->type,
+                           "; weights are F32, F16, BF16 or bitsandbytes NF4");
     }
     return StoredWeight{.dtype = *tensor->dtype,
                         .rows = shape.size() == 2 ? shape[0] : 1,
@@ -92,7 +94,9 @@ class HuggingFaceModel : public ModelFiles {
       for (const SafetensorsTensor& tensor : file.tensors()) {
         if (const auto nf4 = nf4_.find(tensor.name); nf4 != nf4_.end()) {
           const Nf4Tensors& p = nf4->second;
-          out.push_back({tensor.name, "NF4", {p.rows, p.cols},
+          out.push_back({tensor.name,
+                         "NF4",
+                         {p.rows, p.cols},
                          p.codes.size() + p.absmax.size() + p.nested_code.size() + p.nested_absmax.size()});
         } else if (!IsNf4Part(tensor.name)) {
           out.push_back({tensor.name, tensor.type, tensor.shape, tensor.bytes.size()});
@@ -139,9 +143,10 @@ class HuggingFaceModel : public ModelFiles {
     template_tokens_ = *std::move(tokens);
     chat_template_ = files->chat_template;
     Sha256 sha;
-    for (std::string_view text : {std::string_view("hf"), std::string_view(config_text), std::string_view(generation),
-                                  std::string_view(files->tokenizer_json), std::string_view(files->tokenizer_config_json),
-                                  std::string_view(files->chat_template)}) {
+    for (std::string_view text :
+         {std::string_view("hf"), std::string_view(config_text), std::string_view(generation),
+          std::string_view(files->tokenizer_json), std::string_view(files->tokenizer_config_json),
+          std::string_view(files->chat_template)}) {
       DigestText(sha, text);
     }
     for (const SafetensorsFile& file : weights_.files()) {
@@ -163,8 +168,9 @@ class HuggingFaceModel : public ModelFiles {
   }
 
   bool IsNf4Part(std::string_view name) const {
-    for (std::string_view part : {std::string_view(".absmax"), std::string_view(".quant_map"),
-                                  std::string_view(".nested_absmax"), std::string_view(".nested_quant_map"), kQuantState}) {
+    for (std::string_view part :
+         {std::string_view(".absmax"), std::string_view(".quant_map"), std::string_view(".nested_absmax"),
+          std::string_view(".nested_quant_map"), kQuantState}) {
       if (name.ends_with(part) && nf4_.contains(name.substr(0, name.size() - part.size()))) return true;
     }
     return false;

@@ -89,9 +89,12 @@ std::string TextFolder(const std::string& source) {
 
 std::string_view ModelSourceKindName(ModelSourceKind kind) {
   switch (kind) {
-    case ModelSourceKind::kHuggingFace: return "huggingface";
-    case ModelSourceKind::kGguf: return "gguf";
-    case ModelSourceKind::kRandom: return "random";
+    case ModelSourceKind::kHuggingFace:
+      return "huggingface";
+    case ModelSourceKind::kGguf:
+      return "gguf";
+    case ModelSourceKind::kRandom:
+      return "random";
   }
   FailInvariant(__FILE__, __LINE__, "kind", "");
 }
@@ -146,8 +149,8 @@ WeightShape ExpectedShape(const DecoderConfig& config, std::string_view name) {
 absl::Status CheckWeight(const DecoderConfig& config, std::string_view name, const StoredWeight& weight) {
   const WeightShape expected = ExpectedShape(config, name);
   if (weight.rows != expected.rows || weight.cols != expected.cols) {
-    return InvalidArgument(name, " is [", weight.rows, ", ", weight.cols, "], the configuration says [", expected.rows, ", ",
-                           expected.cols, "]");
+    return InvalidArgument(name, " is [", weight.rows, ", ", weight.cols, "], the configuration says [", expected.rows,
+                           ", ", expected.cols, "]");
   }
   const bool plain = weight.dtype == DType::kF32 || weight.dtype == DType::kF16 || weight.dtype == DType::kBF16;
   if (IsVector(name) && !plain) return Unimplemented(name, " is ", DTypeName(weight.dtype), ", expected plain floats");
@@ -220,13 +223,17 @@ void DigestWeights(Sha256& sha, std::string_view header, std::string_view bytes)
 }
 
 absl::StatusOr<std::unique_ptr<ModelFiles>> ModelFiles::Open(const std::string& source) {
-  if (source.empty()) return InvalidArgument("a model source is a folder, a .gguf file or random:DIR/config.json; got ''");
+  if (source.empty())
+    return InvalidArgument("a model source is a folder, a .gguf file or random:DIR/config.json; got ''");
   if (source.starts_with(kRandomPrefix)) return OpenRandom(source, source.substr(kRandomPrefix.size()));
   HONE_ASSIGN_OR_RETURN(const PathKind kind, KindOfPath(source));
   switch (kind) {
-    case PathKind::kAbsent: return NotFound(source, ": there is no such file or folder");
-    case PathKind::kFolder: return OpenHuggingFace(source);
-    case PathKind::kFile: break;
+    case PathKind::kAbsent:
+      return NotFound(source, ": there is no such file or folder");
+    case PathKind::kFolder:
+      return OpenHuggingFace(source);
+    case PathKind::kFile:
+      break;
   }
   if (EndsWith(source, ".safetensors")) {
     return FailedPrecondition(source, " holds weights only; a model is the folder that also has its config.json");
@@ -241,11 +248,20 @@ std::string ModelFiles::Quantization() const {
     const auto weight = Describe(name);
     if (!weight.ok()) continue;
     switch (weight->dtype) {
-      case DType::kNf4: kinds.insert("nf4"); break;
-      case DType::kQ8_0: kinds.insert("q8_0"); break;
-      case DType::kQ4_0: kinds.insert("q4_0"); break;
-      case DType::kQ4_1: kinds.insert("q4_1"); break;
-      default: break;
+      case DType::kNf4:
+        kinds.insert("nf4");
+        break;
+      case DType::kQ8_0:
+        kinds.insert("q8_0");
+        break;
+      case DType::kQ4_0:
+        kinds.insert("q4_0");
+        break;
+      case DType::kQ4_1:
+        kinds.insert("q4_1");
+        break;
+      default:
+        break;
     }
   }
   std::string text;

@@ -1,10 +1,11 @@
-// An opened model source: a Hugging Face folder, a GGUF file or `random:DIR/config.json`. One view of all three: weights
-// under Hugging Face's names in the form they are stored in, a configuration, a tokenizer, a chat template. Files are mapped,
-// so opening is cheap. Not here: memory for the weights and computing with them (engine/model).
+// An opened model source: a Hugging Face folder, a GGUF file or `random:DIR/config.json`. One view of all three:
+// weights under Hugging Face's names in the form they are stored in, a configuration, a tokenizer, a chat template.
+// Files are mapped, so opening is cheap. Not here: memory for the weights and computing with them (engine/model).
 //
 // Names: model.embed_tokens.weight, model.norm.weight, lm_head.weight (absent when tied), and in model.layers.N.:
-// input_layernorm.weight, post_attention_layernorm.weight, self_attn.{q,k,v,o}_proj.weight, self_attn.{q,k,v}_proj.bias,
-// self_attn.{q,k}_norm.weight, mlp.{gate,up,down}_proj.weight. Vectors are one row: rows 1, cols n.
+// input_layernorm.weight, post_attention_layernorm.weight, self_attn.{q,k,v,o}_proj.weight,
+// self_attn.{q,k,v}_proj.bias, self_attn.{q,k}_norm.weight, mlp.{gate,up,down}_proj.weight. Vectors are one row: rows
+// 1, cols n.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct StoredWeight {
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;
   uint64_t bytes = 0;  // of the elements (NF4: of the 4-bit codes)
-  // kNf4: `blocks` = ceil(rows*cols / 64) scales. nested: one byte each plus `nested_blocks` = ceil(blocks / 256) floats, a
-  // table of 256 floats and an offset; otherwise one float each.
+  // kNf4: `blocks` = ceil(rows*cols / 64) scales. nested: one byte each plus `nested_blocks` = ceil(blocks / 256)
+  // floats, a table of 256 floats and an offset; otherwise one float each.
   bool nested = false;
   uint64_t blocks = 0;
   uint64_t nested_blocks = 0;
@@ -72,7 +73,8 @@ class ModelFiles {
   const std::vector<std::string>& names() const { return names_; }
   virtual bool Has(std::string_view name) const = 0;
   virtual absl::StatusOr<StoredWeight> Describe(std::string_view name) const = 0;
-  // Copies the stored form. GGUF's rotary permutation of q and k rows is undone (whole rows move, blocks are untouched).
+  // Copies the stored form. GGUF's rotary permutation of q and k rows is undone (whole rows move, blocks are
+  // untouched).
   virtual absl::Status Read(std::string_view name, const WeightDestination& destination) const = 0;
   // rows * cols floats, decoded. Thread-safe, as everything here is.
   absl::Status ReadAsFloat(std::string_view name, float* out) const;
@@ -81,8 +83,8 @@ class ModelFiles {
 
   // The tokenizer beside the weights or in them. `random:` without one: bytes modulo the vocabulary.
   virtual absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer() const = 0;
-  // Only what reads and writes text: opens a source whose weights are absent or broken (`tokenize`, `render`): a folder with
-  // tokenizer.json, a tokenizer.json itself, or a GGUF file.
+  // Only what reads and writes text: opens a source whose weights are absent or broken (`tokenize`, `render`): a folder
+  // with tokenizer.json, a tokenizer.json itself, or a GGUF file.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizerOnly(const std::string& source);
   static absl::StatusOr<std::string> ReadChatTemplateOnly(const std::string& source);  // NotFound: none
   static absl::StatusOr<TemplateTokens> ReadTemplateTokensOnly(const std::string& source);
@@ -90,9 +92,9 @@ class ModelFiles {
   const std::string& chat_template() const { return chat_template_; }  // empty: none
   const TemplateTokens& template_tokens() const { return template_tokens_; }
 
-  // Changes when the model does: SHA-256 over the configuration's text, the tokenizer's text, and each weight file's size,
-  // header and 64 KiB samples (first, last and 62 evenly spaced). Cheap: it does not read every byte, so it is a cache key, not
-  // a proof of integrity. Does not depend on where the files lie.
+  // Changes when the model does: SHA-256 over the configuration's text, the tokenizer's text, and each weight file's
+  // size, header and 64 KiB samples (first, last and 62 evenly spaced). Cheap: it does not read every byte, so it is a
+  // cache key, not a proof of integrity. Does not depend on where the files lie.
   const std::string& digest() const { return digest_; }
 
  protected:

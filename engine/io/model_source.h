@@ -1,4 +1,5 @@
-// What the three kinds of model source share; used by model_files.cc, hf_model.cc, gguf_model.cc and random_model.cc only.
+// What the three kinds of model source share; used by model_files.cc, hf_model.cc, gguf_model.cc and random_model.cc
+// only.
 #pragma once
 
 #include <memory>

@@ -11,9 +11,9 @@ constexpr uint64_t kBlock = 64, kNestedBlock = 256;
 
 // Upper neighbour of threshold t[i] is code i + 1: the number of thresholds strictly below x is its code.
 constexpr std::array<float, 15> kThresholds = {
-    -0.8480964004993439f,  -0.6106329262256622f,  -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
+    -0.8480964004993439f,  -0.6106329262256622f,   -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
     -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f,   0.2035212516784668f,
-    0.2920137718319893f,   0.3893125355243683f,   0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
+    0.2920137718319893f,   0.3893125355243683f,    0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
 
 uint8_t Code(float x) {
   uint8_t code = 0;
@@ -36,8 +36,8 @@ float LargestMagnitude(const float* values, uint64_t count) {
   return largest;
 }
 
-// Decade i has 2^i values of both signs: the middles of equal steps from 0.1 to 1, times 10^(i - 6); then 0 and 1. All in
-// fp32, in the order in which torch computes it, since checkpoints hold these very bits.
+// Decade i has 2^i values of both signs: the middles of equal steps from 0.1 to 1, times 10^(i - 6); then 0 and 1. All
+// in fp32, in the order in which torch computes it, since checkpoints hold these very bits.
 std::array<float, 256> MakeDynamicMap() {
   std::array<float, 256> map{};
   size_t count = 0;
@@ -63,10 +63,22 @@ std::array<float, 256> MakeDynamicMap() {
 }  // namespace
 
 const std::array<float, 16>& Nf4Codebook() {
-  static constexpr std::array<float, 16> kCodebook = {
-      -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-      -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-      0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+  static constexpr std::array<float, 16> kCodebook = {-1.0f,
+                                                      -0.6961928009986877f,
+                                                      -0.5250730514526367f,
+                                                      -0.39491748809814453f,
+                                                      -0.28444138169288635f,
+                                                      -0.18477343022823334f,
+                                                      -0.09105003625154495f,
+                                                      0.0f,
+                                                      0.07958029955625534f,
+                                                      0.16093020141124725f,
+                                                      0.24611230194568634f,
+                                                      0.33791524171829224f,
+                                                      0.44070982933044434f,
+                                                      0.5626170039176941f,
+                                                      0.7229568362236023f,
+                                                      1.0f};
   return kCodebook;
 }
 
@@ -122,8 +134,8 @@ void DecodeNf4(const uint8_t* codes, const float* absmax, uint64_t elements, flo
   }
 }
 
-void DecodeNf4Absmax(const uint8_t* absmax_codes, const float* nested_code, const float* nested_absmax, float nested_offset,
-                     uint64_t blocks, float* absmax) {
+void DecodeNf4Absmax(const uint8_t* absmax_codes, const float* nested_code, const float* nested_absmax,
+                     float nested_offset, uint64_t blocks, float* absmax) {
   for (uint64_t b = 0; b < blocks; ++b) {
     // Two roundings, as bitsandbytes: the product is stored in fp32 before the offset is added.
     const float product = nested_code[absmax_codes[b]] * nested_absmax[b / kNestedBlock];

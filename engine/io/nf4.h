@@ -1,6 +1,7 @@
 // NF4 as bitsandbytes stores it: per 64 elements (row-major, flat) the largest magnitude, per element a 4-bit code of
-// x / absmax (first element in the high nibble), and double quantisation: offset = mean(absmax); absmax - offset in blocks of
-// 256 as an 8-bit code of the dynamic map times the block's largest magnitude. Not here: decoding on a device (kernels).
+// x / absmax (first element in the high nibble), and double quantisation: offset = mean(absmax); absmax - offset in
+// blocks of 256 as an 8-bit code of the dynamic map times the block's largest magnitude. Not here: decoding on a device
+// (kernels).
 #pragma once
 
 #include <array>
@@ -9,7 +10,8 @@
 namespace hone {
 
 const std::array<float, 16>& Nf4Codebook();
-// The signed dynamic 8-bit map (ascending, 256 values): create_dynamic_map(signed=True, max_exponent_bits=7, total_bits=8).
+// The signed dynamic 8-bit map (ascending, 256 values): create_dynamic_map(signed=True, max_exponent_bits=7,
+// total_bits=8).
 const std::array<float, 256>& Nf4DynamicMap();
 
 struct Nf4Sizes {
@@ -34,7 +36,7 @@ void EncodeNf4Plain(const float* values, uint64_t elements, uint8_t* codes, floa
 // Plain host decoder, bit-equal to bitsandbytes: code[nibble] * absmax.
 //   nested: absmax[b] = nested_code[absmax_codes[b]] * nested_absmax[b / 256] + nested_offset
 void DecodeNf4(const uint8_t* codes, const float* absmax, uint64_t elements, float* out);
-void DecodeNf4Absmax(const uint8_t* absmax_codes, const float* nested_code, const float* nested_absmax, float nested_offset,
-                     uint64_t blocks, float* absmax);
+void DecodeNf4Absmax(const uint8_t* absmax_codes, const float* nested_code, const float* nested_absmax,
+                     float nested_offset, uint64_t blocks, float* absmax);
 
 }  // namespace hone

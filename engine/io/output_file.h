@@ -1,5 +1,5 @@
-// A file being written at known offsets: temporary until Commit makes it durable and visible. Destroyed earlier it leaves
-// nothing. Used by the safetensors and GGUF writers.
+// A file being written at known offsets: temporary until Commit makes it durable and visible. Destroyed earlier it
+// leaves nothing. Used by the safetensors and GGUF writers.
 #pragma once
 
 #include <cstdint>

@@ -60,7 +60,8 @@ absl::Status RefuseUnimplemented(const json& config) {
 }
 
 absl::StatusOr<double> PositiveNumber(const json& value, std::string_view name) {
-  if (!value.is_number() || !std::isfinite(value.get<double>()) || value.get<double>() <= 0) {
+  // Of fp32's range, since that is what it is multiplied in.
+  if (!value.is_number() || !std::isfinite(value.get<float>()) || !(value.get<float>() > 0)) {
     return InvalidArgument(kConfigFile, ": ", name, " must be a number above 0");
   }
   return value.get<double>();
@@ -91,29 +92,6 @@ absl::Status ReadPattern(const json& config, const char* name, std::map<std::str
   return absl::OkStatus();
 }
 
-absl::StatusOr<LoraMetadata> ParseConfig(std::string_view text) {
-  auto parsed = ParseJson(text, {.max_bytes = size_t{4} << 20, .max_depth = 8});
-  if (!parsed.ok()) return Annotate(parsed.status(), kConfigFile);
-  const json& config = *parsed;
-  if (!config.is_object()) return InvalidArgument(kConfigFile, ": expected an object");
-  const json none;
-  if (config.value("peft_type", none) != "LORA") return Unimplemented(kConfigFile, ": peft_type must be LORA");
-  HONE_RETURN_IF_ERROR(RefuseUnimplemented(config));
-  LoraMetadata metadata;
-  HONE_ASSIGN_OR_RETURN(metadata.r, Rank(config.value("r", none), "r"));
-  HONE_ASSIGN_OR_RETURN(metadata.alpha, PositiveNumber(config.value("lora_alpha", none), "lora_alpha"));
-  const json rslora = config.value("use_rslora", json(false));
-  if (!rslora.is_boolean()) return InvalidArgument(kConfigFile, ": use_rslora must be true or false");
-  metadata.use_rslora = rslora.get<bool>();
-  const json dropout = config.value("lora_dropout", json(0.0));
-  if (dropout.is_number()) metadata.dropout = dropout.get<double>();
-  const json base = config.value("base_model_name_or_path", none);
-  if (base.is_string()) metadata.base_model = base.get<std::string>();
-  HONE_RETURN_IF_ERROR(ReadPattern(config, "rank_pattern", metadata.rank_pattern, Rank));
-  HONE_RETURN_IF_ERROR(ReadPattern(config, "alpha_pattern", metadata.alpha_pattern, PositiveNumber));
-  return metadata;
-}
-
 absl::StatusOr<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const std::string& name, int64_t rows,
                                               int64_t cols) {
   const SafetensorsTensor* tensor = file.Find(name);
@@ -131,7 +109,8 @@ absl::StatusOr<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const
   return values;
 }
 
-// What target_modules and layers_to_transform say: short names if every named layer has the same modules, else full names.
+// What target_modules and layers_to_transform say: short names if every named layer has the same modules, else full
+// names.
 struct Targets {
   std::set<std::string> modules;
   std::vector<int64_t> layers;  // empty: all
@@ -195,6 +174,29 @@ std::string_view BytesOf(const std::vector<float>& values) {
 
 }  // namespace
 
+absl::StatusOr<LoraMetadata> ParsePeftConfig(std::string_view text) {
+  auto parsed = ParseJson(text, {.max_bytes = size_t{4} << 20, .max_depth = 8});
+  if (!parsed.ok()) return Annotate(parsed.status(), kConfigFile);
+  const json& config = *parsed;
+  if (!config.is_object()) return InvalidArgument(kConfigFile, ": expected an object");
+  const json none;
+  if (config.value("peft_type", none) != "LORA") return Unimplemented(kConfigFile, ": peft_type must be LORA");
+  HONE_RETURN_IF_ERROR(RefuseUnimplemented(config));
+  LoraMetadata metadata;
+  HONE_ASSIGN_OR_RETURN(metadata.r, Rank(config.value("r", none), "r"));
+  HONE_ASSIGN_OR_RETURN(metadata.alpha, PositiveNumber(config.value("lora_alpha", none), "lora_alpha"));
+  const json rslora = config.value("use_rslora", json(false));
+  if (!rslora.is_boolean()) return InvalidArgument(kConfigFile, ": use_rslora must be true or false");
+  metadata.use_rslora = rslora.get<bool>();
+  const json dropout = config.value("lora_dropout", json(0.0));
+  if (dropout.is_number()) metadata.dropout = dropout.get<double>();
+  const json base = config.value("base_model_name_or_path", none);
+  if (base.is_string()) metadata.base_model = base.get<std::string>();
+  HONE_RETURN_IF_ERROR(ReadPattern(config, "rank_pattern", metadata.rank_pattern, Rank));
+  HONE_RETURN_IF_ERROR(ReadPattern(config, "alpha_pattern", metadata.alpha_pattern, PositiveNumber));
+  return metadata;
+}
+
 double LoraScale(const LoraMetadata& metadata, int64_t layer, LinearKind kind, int64_t r) {
   const double alpha = PatternValue(metadata.alpha_pattern, LinearModuleName(layer, kind), metadata.alpha);
   const auto rank = static_cast<double>(r);
@@ -207,7 +209,7 @@ std::string LoraTensorName(int64_t layer, LinearKind kind, char a_or_b) {
 
 absl::StatusOr<LoraAdapter> ReadPeftAdapter(const std::string& directory, const DecoderConfig& config) {
   HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(directory + "/" + kConfigFile, uint64_t{4} << 20));
-  auto metadata = ParseConfig(text);
+  auto metadata = ParsePeftConfig(text);
   if (!metadata.ok()) return Annotate(metadata.status(), directory);
   LoraAdapter adapter{.metadata = *std::move(metadata)};
   HONE_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(directory + "/" + kWeightsFile));
@@ -249,11 +251,13 @@ absl::StatusOr<std::vector<FileReceipt>> WritePeftAdapter(const std::string& dir
   for (const LoraWeights& weights : adapter.weights) {
     const LinearShape shape = ShapeOf(config, weights.kind);
     HONE_CHECK(static_cast<int64_t>(weights.a.size()) == weights.r * shape.in &&
-               static_cast<int64_t>(weights.b.size()) == weights.r * shape.out, LinearModuleName(weights.layer, weights.kind));
+                   static_cast<int64_t>(weights.b.size()) == weights.r * shape.out,
+               LinearModuleName(weights.layer, weights.kind));
     tensors.push_back({LoraTensorName(weights.layer, weights.kind, 'A'), DType::kF32, {weights.r, shape.in}});
     tensors.push_back({LoraTensorName(weights.layer, weights.kind, 'B'), DType::kF32, {shape.out, weights.r}});
   }
-  HONE_ASSIGN_OR_RETURN(const auto writer, SafetensorsWriter::Create(directory + "/" + kWeightsFile, std::move(tensors)));
+  HONE_ASSIGN_OR_RETURN(const auto writer,
+                        SafetensorsWriter::Create(directory + "/" + kWeightsFile, std::move(tensors)));
   for (const LoraWeights& weights : adapter.weights) {
     HONE_RETURN_IF_ERROR(writer->Write(LoraTensorName(weights.layer, weights.kind, 'A'), BytesOf(weights.a)));
     HONE_RETURN_IF_ERROR(writer->Write(LoraTensorName(weights.layer, weights.kind, 'B'), BytesOf(weights.b)));

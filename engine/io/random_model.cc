@@ -1,6 +1,6 @@
-// `random:DIR/config.json`: a model's shape with weights that depend only on their names. For tests and benches: no file but
-// the configuration is needed. Matrices and biases are N(0, 0.02), norms 1 + N(0, 0.02), where N is the sum of four uniform
-// 16-bit numbers, scaled: close to normal (|z| < 3.5) and made of integers, so equal on every machine.
+// `random:DIR/config.json`: a model's shape with weights that depend only on their names. For tests and benches: no
+// file but the configuration is needed. Matrices and biases are N(0, 0.02), norms 1 + N(0, 0.02), where N is the sum of
+// four uniform 16-bit numbers, scaled: close to normal (|z| < 3.5) and made of integers, so equal on every machine.
 #include <algorithm>
 #include <cstring>
 
@@ -32,7 +32,8 @@ uint64_t KeyOf(std::string_view name) {
 
 float NearlyNormal(uint64_t key, uint64_t index) {
   const uint64_t bits = Mix(key ^ Mix(index));
-  const int64_t sum = static_cast<int64_t>((bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48));
+  const int64_t sum =
+      static_cast<int64_t>((bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48));
   // Mean 2 * 65535; one uniform of 65536 values has variance (65536^2 - 1) / 12, four have a deviation of 37837.2...
   return static_cast<float>(sum - 131070) * (1.0f / 37837.227f);
 }
@@ -49,7 +50,9 @@ class RandomModel : public ModelFiles {
   }
 
   ModelSourceKind kind() const override { return ModelSourceKind::kRandom; }
-  bool Has(std::string_view name) const override { return std::find(names_.begin(), names_.end(), name) != names_.end(); }
+  bool Has(std::string_view name) const override {
+    return std::find(names_.begin(), names_.end(), name) != names_.end();
+  }
 
   absl::StatusOr<StoredWeight> Describe(std::string_view name) const override {
     if (!Has(name)) return NotFound(source_, ": the model has no weight ", name);
@@ -110,8 +113,8 @@ class RandomModel : public ModelFiles {
     chat_template_ = files.chat_template;
     HONE_ASSIGN_OR_RETURN(template_tokens_, TokensOf(files));
     Sha256 sha;
-    for (std::string_view part : {std::string_view("random"), std::string_view(text), std::string_view(files.tokenizer_json),
-                                  std::string_view(files.chat_template)}) {
+    for (std::string_view part : {std::string_view("random"), std::string_view(text),
+                                  std::string_view(files.tokenizer_json), std::string_view(files.chat_template)}) {
       DigestText(sha, part);
     }
     digest_ = sha.FinishHex();

@@ -20,10 +20,27 @@ struct TypeRow {
   std::optional<DType> dtype;
 };
 constexpr std::array<TypeRow, 21> kTypes = {{
-    {"F32", 32, DType::kF32}, {"F16", 16, DType::kF16}, {"BF16", 16, DType::kBF16}, {"I32", 32, DType::kI32},
-    {"U8", 8, DType::kU8}, {"BOOL", 8, {}}, {"I8", 8, {}}, {"I16", 16, {}}, {"U16", 16, {}}, {"U32", 32, {}},
-    {"I64", 64, {}}, {"U64", 64, {}}, {"F64", 64, {}}, {"C64", 64, {}}, {"F8_E4M3", 8, {}}, {"F8_E5M2", 8, {}},
-    {"F8_E8M0", 8, {}}, {"F6_E2M3", 6, {}}, {"F6_E3M2", 6, {}}, {"F4", 4, {}}, {"E8M0", 8, {}},
+    {"F32", 32, DType::kF32},
+    {"F16", 16, DType::kF16},
+    {"BF16", 16, DType::kBF16},
+    {"I32", 32, DType::kI32},
+    {"U8", 8, DType::kU8},
+    {"BOOL", 8, {}},
+    {"I8", 8, {}},
+    {"I16", 16, {}},
+    {"U16", 16, {}},
+    {"U32", 32, {}},
+    {"I64", 64, {}},
+    {"U64", 64, {}},
+    {"F64", 64, {}},
+    {"C64", 64, {}},
+    {"F8_E4M3", 8, {}},
+    {"F8_E5M2", 8, {}},
+    {"F8_E8M0", 8, {}},
+    {"F6_E2M3", 6, {}},
+    {"F6_E3M2", 6, {}},
+    {"F4", 4, {}},
+    {"E8M0", 8, {}},
 }};
 
 const TypeRow* FindType(std::string_view name) {
@@ -76,8 +93,8 @@ absl::StatusOr<Placed> ParseEntry(const std::string& name, const json& entry, ui
   placed.begin = (*offsets)[0].get<uint64_t>();
   placed.end = (*offsets)[1].get<uint64_t>();
   if (placed.begin > placed.end || placed.end > data_bytes) {
-    return InvalidArgument(shown, ": data_offsets [", placed.begin, ", ", placed.end, "] do not lie in the ", data_bytes,
-                           " bytes of data");
+    return InvalidArgument(shown, ": data_offsets [", placed.begin, ", ", placed.end, "] do not lie in the ",
+                           data_bytes, " bytes of data");
   }
   if (placed.end - placed.begin != *bits / 8) {
     return InvalidArgument(shown, ": data_offsets [", placed.begin, ", ", placed.end, "] hold ",
@@ -100,7 +117,8 @@ absl::Status CheckTiling(const std::vector<Placed>& placed, uint64_t data_start,
     at = next.end;
   }
   if (at != data_bytes) {
-    return InvalidArgument("the last ", data_bytes - at, " bytes, from byte ", data_start + at, ", belong to no tensor");
+    return InvalidArgument("the last ", data_bytes - at, " bytes, from byte ", data_start + at,
+                           ", belong to no tensor");
   }
   return absl::OkStatus();
 }
@@ -118,9 +136,10 @@ std::string EscapeForDisplay(std::string_view text, size_t max_bytes) {
     const std::string_view character = text.substr(i, length);
     // C1 controls (U+0080..U+009F) and bidirectional or invisible format characters can fool a terminal as ESC does.
     const bool c1 = byte == 0xC2 && length == 2 && static_cast<unsigned char>(character[1]) < 0xA0;
-    const bool format = byte == 0xE2 && length == 3 &&
-                        ((character[1] == '\x80' && static_cast<unsigned char>(character[2]) >= 0x8B) ||
-                         (character[1] == '\x81' && static_cast<unsigned char>(character[2]) >= 0xA0));
+    const unsigned char second = length == 3 ? character[1] : 0, third = length == 3 ? character[2] : 0;
+    const bool format = byte == 0xE2 && ((second == 0x80 && third >= 0x8B && third <= 0x8F) ||
+                                         (second == 0x80 && third >= 0xA8 && third <= 0xAE) ||
+                                         (second == 0x81 && third >= 0xA0 && third <= 0xAF));
     const bool printable = byte < 0x80 ? (byte >= 0x20 && byte != 0x7F && byte != '\\' && byte != '\'' && byte != '"')
                                        : (IsValidUtf8(character) && !c1 && !format);
     if (printable) {
@@ -145,7 +164,8 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
 
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Parse(std::string_view bytes, const std::string& name) {
   const auto fail = [&](const auto&... parts) { return InvalidArgument(name, ": ", parts...); };
-  if (bytes.size() < 8) return fail("not a safetensors file: ", bytes.size(), " bytes, the header length alone takes 8");
+  if (bytes.size() < 8)
+    return fail("not a safetensors file: ", bytes.size(), " bytes, the header length alone takes 8");
   uint64_t header_bytes;
   std::memcpy(&header_bytes, bytes.data(), 8);
   if (header_bytes > kSafetensorsMaxHeaderBytes) {

@@ -1,6 +1,6 @@
-// The safetensors format: u64 header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the
-// bytes of the tensors. Reading maps the file and trusts nothing: the header is bounded, every size is checked, and the tensors
-// must tile the data exactly. Not here: what a tensor means to a model (model_files.h).
+// The safetensors format: u64 header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then
+// the bytes of the tensors. Reading maps the file and trusts nothing: the header is bounded, every size is checked, and
+// the tensors must tile the data exactly. Not here: what a tensor means to a model (model_files.h).
 //
 // Errors name the file, the tensor and the byte offset.
 #pragma once
@@ -39,7 +39,7 @@ class SafetensorsFile {
   // The same checks on bytes that the caller keeps alive; `name` stands for the path in errors.
   static absl::StatusOr<SafetensorsFile> Parse(std::string_view bytes, const std::string& name);
 
-  const SafetensorsTensor* Find(std::string_view name) const;  // nullptr: none
+  const SafetensorsTensor* Find(std::string_view name) const;                 // nullptr: none
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // in order of their bytes
   // __metadata__: strings of a stranger. Never interpreted; escape them (EscapeForDisplay) when they are shown.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -57,8 +57,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-// The safetensors of a folder: model.safetensors, or the files that model.safetensors.index.json names (all of them inside
-// the folder: plain file names only).
+// The safetensors of a folder: model.safetensors, or the files that model.safetensors.index.json names (all of them
+// inside the folder: plain file names only).
 class SafetensorsDirectory {
  public:
   static absl::StatusOr<SafetensorsDirectory> Open(const std::string& directory);
@@ -69,9 +69,9 @@ class SafetensorsDirectory {
   std::vector<SafetensorsFile> files_;
 };
 
-// Writes one file: temporary file beside it, every tensor exactly once in any order, then Finish: fsync, rename, fsync of the
-// folder. The layout does not depend on the order of declaration (by dtype size descending, then by name), so equal content
-// gives equal bytes. Destroyed before Finish it leaves nothing behind.
+// Writes one file: temporary file beside it, every tensor exactly once in any order, then Finish: fsync, rename, fsync
+// of the folder. The layout does not depend on the order of declaration (by dtype size descending, then by name), so
+// equal content gives equal bytes. Destroyed before Finish it leaves nothing behind.
 class SafetensorsWriter {
  public:
   struct Declaration {

@@ -14,12 +14,18 @@ namespace {
 
 absl::StatusOr<std::string_view> TypeOf(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "F32";
-    case DType::kF16: return "F16";
-    case DType::kBF16: return "BF16";
-    case DType::kI32: return "I32";
-    case DType::kU8: return "U8";
-    default: return InvalidArgument("safetensors holds plain types only, not ", DTypeName(dtype));
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBF16:
+      return "BF16";
+    case DType::kI32:
+      return "I32";
+    case DType::kU8:
+      return "U8";
+    default:
+      return InvalidArgument("safetensors holds plain types only, not ", DTypeName(dtype));
   }
 }
 
@@ -91,8 +97,8 @@ absl::Status SafetensorsWriter::WritePart(std::string_view name, uint64_t offset
   const auto found = state_->slots.find(name);
   HONE_CHECK(found != state_->slots.end(), "undeclared tensor ", name);
   State::Slot& slot = found->second;
-  HONE_CHECK(offset == slot.written && RangeFits(offset, bytes.size(), slot.bytes), "tensor ", name, ": part at ", offset,
-             " of ", bytes.size(), " bytes");
+  HONE_CHECK(offset == slot.written && RangeFits(offset, bytes.size(), slot.bytes), "tensor ", name, ": part at ",
+             offset, " of ", bytes.size(), " bytes");
   HONE_RETURN_IF_ERROR(state_->file->WriteAt(slot.offset + offset, bytes));
   slot.written += bytes.size();
   return absl::OkStatus();

@@ -63,8 +63,9 @@ absl::StatusOr<std::string> PreName(const json& root) {
       return std::string("qwen2");
     }
   }
-  return Unimplemented("tokenizer.json: its normaliser and pre-tokeniser are none of those that GGUF export knows a "
-                       "tokenizer.ggml.pre for (smollm, gpt-2, llama-bpe, qwen2)");
+  return Unimplemented(
+      "tokenizer.json: its normaliser and pre-tokeniser are none of those that GGUF export knows a "
+      "tokenizer.ggml.pre for (smollm, gpt-2, llama-bpe, qwen2)");
 }
 
 absl::Status Place(GgufVocabulary& out, const std::string& token, const json& id, int32_t type) {
@@ -104,7 +105,8 @@ absl::Status ReadMerges(const json& root, GgufVocabulary& out) {
       text = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
     }
     if (std::count(text.begin(), text.end(), ' ') != 1) {
-      return InvalidArgument("tokenizer.json: model.merges[", out.merges.size(), "] is not a pair of tokens without spaces");
+      return InvalidArgument("tokenizer.json: model.merges[", out.merges.size(),
+                             "] is not a pair of tokens without spaces");
     }
     out.merges.push_back(std::move(text));
   }
@@ -119,7 +121,8 @@ absl::StatusOr<GgufVocabulary> VocabularyFromTokenizerJson(std::string_view toke
   if (!root.ok()) return Annotate(root.status(), "tokenizer.json");
   const json model = Member(*root, "model");
   if (Member(model, "type") != "BPE" || Member(model, "byte_fallback") == true) {
-    return Unimplemented("tokenizer.json: GGUF export writes byte-level BPE tokenizers only, this is ", tokenizer.kind());
+    return Unimplemented("tokenizer.json: GGUF export writes byte-level BPE tokenizers only, this is ",
+                         tokenizer.kind());
   }
   GgufVocabulary out;
   out.model = "gpt2";
@@ -139,7 +142,8 @@ absl::StatusOr<GgufVocabulary> VocabularyFromTokenizerJson(std::string_view toke
   out.add_bos = added > 0 && out.bos && special.ids.front() == *out.bos;
   out.add_eos = added > (out.add_bos ? 1u : 0u) && out.eos && special.ids.back() == *out.eos;
   if (added != (out.add_bos ? 1u : 0u) + (out.add_eos ? 1u : 0u)) {
-    return Unimplemented("tokenizer.json: its post-processor adds tokens other than BOS and EOS, which GGUF cannot say");
+    return Unimplemented(
+        "tokenizer.json: its post-processor adds tokens other than BOS and EOS, which GGUF cannot say");
   }
   return out;
 }

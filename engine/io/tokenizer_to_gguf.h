@@ -1,6 +1,6 @@
-// A tokenizer.json as GGUF metadata (tokenizer.ggml.*): the opposite of Tokenizer::FromGguf. Only the byte-level BPE kinds
-// that tokenizer.ggml.pre has a name for here (smollm, gpt-2, llama-bpe, qwen2); anything else is an error, since a wrong
-// name makes every reader split text differently without a word.
+// A tokenizer.json as GGUF metadata (tokenizer.ggml.*): the opposite of Tokenizer::FromGguf. Only the byte-level BPE
+// kinds that tokenizer.ggml.pre has a name for here (smollm, gpt-2, llama-bpe, qwen2); anything else is an error, since
+// a wrong name makes every reader split text differently without a word.
 #pragma once
 
 #include <cstdint>

@@ -107,8 +107,8 @@ absl::StatusOr<json> ParseJson(std::string_view text, const JsonLimits& limits) 
   const char* furthest = text.data();
   bool ok = false;
   try {
-    ok = json::sax_parse(CountingIterator{text.data(), &furthest}, CountingIterator{text.data() + text.size(), &furthest},
-                         &builder);
+    ok = json::sax_parse(CountingIterator{text.data(), &furthest},
+                         CountingIterator{text.data() + text.size(), &furthest}, &builder);
   } catch (const std::exception& error) {  // json exceptions that the SAX interface does not route, bad_alloc
     return InvalidArgument("invalid JSON: ", error.what());
   }
@@ -132,7 +132,8 @@ bool IsValidUtf8(std::string_view text, size_t* offset) {
       continue;
     }
     size_t length = 0;
-    unsigned char low = 0x80, high = 0xBF;  // bounds of the second byte: no overlong forms, surrogates or beyond U+10FFFF
+    unsigned char low = 0x80,
+                  high = 0xBF;  // bounds of the second byte: no overlong forms, surrogates or beyond U+10FFFF
     if (lead >= 0xC2 && lead <= 0xDF) {
       length = 2;
     } else if (lead >= 0xE0 && lead <= 0xEF) {

@@ -61,12 +61,12 @@ TEST(Utf8, Edges) {
   };
   EXPECT_EQ(bad_at(""), -1);
   EXPECT_EQ(bad_at("a\xC2\x80\xE0\xA0\x80\xF0\x90\x80\x80\xF4\x8F\xBF\xBF\xED\x9F\xBF\xEE\x80\x80"), -1);
-  EXPECT_EQ(bad_at("a\xC0\x80"), 1);            // overlong
-  EXPECT_EQ(bad_at("\xE0\x9F\xBF"), 0);         // overlong
-  EXPECT_EQ(bad_at("\xF0\x8F\xBF\xBF"), 0);     // overlong
-  EXPECT_EQ(bad_at("ab\xED\xA0\x80"), 2);       // surrogate
-  EXPECT_EQ(bad_at("\xF4\x90\x80\x80"), 0);     // beyond U+10FFFF
-  EXPECT_EQ(bad_at("\xC3"), 0);                 // cut short
+  EXPECT_EQ(bad_at("a\xC0\x80"), 1);         // overlong
+  EXPECT_EQ(bad_at("\xE0\x9F\xBF"), 0);      // overlong
+  EXPECT_EQ(bad_at("\xF0\x8F\xBF\xBF"), 0);  // overlong
+  EXPECT_EQ(bad_at("ab\xED\xA0\x80"), 2);    // surrogate
+  EXPECT_EQ(bad_at("\xF4\x90\x80\x80"), 0);  // beyond U+10FFFF
+  EXPECT_EQ(bad_at("\xC3"), 0);              // cut short
   EXPECT_EQ(bad_at("x\xE2\x82"), 1);
   EXPECT_EQ(bad_at("\x80"), 0);
 }

@@ -50,7 +50,8 @@ TEST_F(ExportTest, MergedIsBasePlusDelta) {
       const std::vector<float> got = Read(**merged, name);
       for (size_t i = 0; i < got.size(); ++i) {
         const float want = expected[i] + delta[i];
-        ASSERT_NEAR(got[i], want, dtype == DType::kF32 ? 1e-6 : 0.004 * std::abs(want) + 1e-6) << name << "[" << i << "]";
+        ASSERT_NEAR(got[i], want, dtype == DType::kF32 ? 1e-6 : 0.004 * std::abs(want) + 1e-6)
+            << name << "[" << i << "]";
       }
     }
   }
@@ -84,7 +85,8 @@ TEST_F(ExportTest, MergedFromGgufAndNf4) {
 
 TEST_F(ExportTest, NeverOverASomebodysModel) {
   fs::copy(Golden("llama"), folder_ / "mine", fs::copy_options::recursive);
-  EXPECT_THAT(ErrorOf(ExportMerged(*base_, nullptr, DType::kBF16, folder_ / "mine")), HasSubstr("already holds a model"));
+  EXPECT_THAT(ErrorOf(ExportMerged(*base_, nullptr, DType::kBF16, folder_ / "mine")),
+              HasSubstr("already holds a model"));
   EXPECT_TRUE(ModelFiles::Open(folder_ / "mine").ok());
 }
 
@@ -140,7 +142,10 @@ TEST_F(ExportTest, GgufQ8KeepsVectorsAndHasBlocks) {
 
 TEST_F(ExportTest, Llama3ScalingSurvivesGguf) {
   nlohmann::json config = nlohmann::json::parse(ReadFile(Golden("llama/config.json")).value());
-  config["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 32.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+  config["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 32.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 4.0},
                             {"original_max_position_embeddings", 8192}};
   config["rope_theta"] = 500000.0;
   config["head_dim"] = 64;

@@ -11,8 +11,11 @@ namespace {
 
 TEST(GgufQuant, DecodesWhatGgufPyWrote) {
   const SafetensorsFile file = SafetensorsFile::Open(Golden("quant_cases.safetensors")).value();
-  const std::pair<const char*, DType> kinds[] = {{"q8_0", DType::kQ8_0}, {"q4_0", DType::kQ4_0}, {"q4_1", DType::kQ4_1},
-                                                 {"f16", DType::kF16},   {"bf16", DType::kBF16}};
+  const std::pair<const char*, DType> kinds[] = {{"q8_0", DType::kQ8_0},
+                                                 {"q4_0", DType::kQ4_0},
+                                                 {"q4_1", DType::kQ4_1},
+                                                 {"f16", DType::kF16},
+                                                 {"bf16", DType::kBF16}};
   for (const auto& [name, dtype] : kinds) {
     const std::vector<float> expected = Floats(file, StrCat(name, ".decoded"));
     std::vector<float> out(expected.size());

@@ -90,8 +90,9 @@ TEST(Gguf, LyingArrays) {
   EXPECT_THAT(array(9, 1).Error(), HasSubstr("arrays of arrays"));
   EXPECT_THAT(array(77, 0).Error(), HasSubstr("unknown array type"));
   EXPECT_EQ(array(8, 0).Error(), "no error");
-  EXPECT_THAT(Raw().Header(0, 2).Text("k").Put<uint32_t>(0).Put<uint8_t>(1).Text("k").Put<uint32_t>(0).Put<uint8_t>(1).Error(),
-              HasSubstr("is there twice"));
+  EXPECT_THAT(
+      Raw().Header(0, 2).Text("k").Put<uint32_t>(0).Put<uint8_t>(1).Text("k").Put<uint32_t>(0).Put<uint8_t>(1).Error(),
+      HasSubstr("is there twice"));
 }
 
 TEST(Gguf, LyingTensors) {
@@ -106,7 +107,8 @@ TEST(Gguf, LyingTensors) {
   EXPECT_THAT(Raw().Header(1, 0).Tensor("a", {UINT64_MAX}, 0, 0).Data(16).Error(), HasSubstr("a dimension of"));
   EXPECT_THAT(Raw().Header(1, 0).Tensor("a", {1, 1, 1, 1, 1}, 0, 0).Data(16).Error(), HasSubstr("5 dimensions"));
   EXPECT_THAT(Raw().Header(1, 0).Tensor("a", {33}, 8, 0).Data(99).Error(), HasSubstr("not whole Q8_0 blocks"));
-  EXPECT_THAT(Raw().Header(2, 0).Tensor("a", {4}, 0, 0).Tensor("a", {4}, 0, 32).Data(48).Error(), HasSubstr("is there twice"));
+  EXPECT_THAT(Raw().Header(2, 0).Tensor("a", {4}, 0, 0).Tensor("a", {4}, 0, 32).Data(48).Error(),
+              HasSubstr("is there twice"));
   EXPECT_THAT(Raw().Header(2, 0).Tensor("a", {16}, 0, 0).Tensor("b", {4}, 0, 32).Data(64).Error(),
               HasSubstr("tensor 'b' overlaps another"));
   EXPECT_THAT(Raw().Header(2, 0).Tensor("a", {4}, 0, 0).Tensor("b", {4}, 0, 0).Data(64).Error(), HasSubstr("overlaps"));
@@ -114,14 +116,21 @@ TEST(Gguf, LyingTensors) {
 
 TEST(Gguf, Alignment) {
   const auto aligned = [](uint32_t alignment) {
-    return Raw().Header(1, 1).Text("general.alignment").Put<uint32_t>(4).Put<uint32_t>(alignment).Tensor("a", {4}, 0, 0).Data(999);
+    return Raw()
+        .Header(1, 1)
+        .Text("general.alignment")
+        .Put<uint32_t>(4)
+        .Put<uint32_t>(alignment)
+        .Tensor("a", {4}, 0, 0)
+        .Data(999);
   };
   EXPECT_EQ(aligned(64).Error(), "no error");
   EXPECT_THAT(aligned(0).Error(), HasSubstr("general.alignment must be a power of two"));
   EXPECT_THAT(aligned(24).Error(), HasSubstr("power of two"));
   EXPECT_THAT(aligned(1u << 31).Error(), HasSubstr("power of two"));
-  EXPECT_THAT(Raw().Header(1, 1).Text("general.alignment").Put<uint32_t>(8).Text("32").Tensor("a", {4}, 0, 0).Data(99).Error(),
-              HasSubstr("power of two"));
+  EXPECT_THAT(
+      Raw().Header(1, 1).Text("general.alignment").Put<uint32_t>(8).Text("32").Tensor("a", {4}, 0, 0).Data(99).Error(),
+      HasSubstr("power of two"));
 }
 
 TEST(Gguf, UnreadableTypesAreListedAndPlaced) {
@@ -178,8 +187,9 @@ TEST(GgufTensorName, MapsDecoderNames) {
   EXPECT_EQ(GgufTensorName("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
   EXPECT_EQ(GgufTensorName("model.layers.0.self_attn.k_norm.weight"), "blk.0.attn_k_norm.weight");
   EXPECT_EQ(GgufTensorName("lm_head.weight"), "output.weight");
-  for (const char* name : {"", "model.layers", "model.layers..mlp.up_proj.weight", "model.layers.x.mlp.up_proj.weight",
-                           "model.layers.1.mlp.up_proj", "model.layers.1.other.weight", "model.layers.12345678901.mlp.up_proj.weight"}) {
+  for (const char* name :
+       {"", "model.layers", "model.layers..mlp.up_proj.weight", "model.layers.x.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj", "model.layers.1.other.weight", "model.layers.12345678901.mlp.up_proj.weight"}) {
     EXPECT_EQ(GgufTensorName(name), std::nullopt) << name;
   }
 }

@@ -149,8 +149,10 @@ TEST(ModelFiles, MissingAndMisshapenWeights) {
     std::ofstream(folder / "m/config.json") << config;
     return ErrorOf(ModelFiles::Open(folder / "m"));
   };
-  EXPECT_THAT(edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"), HasSubstr("model.layers.2.input_layernorm.weight is missing"));
-  EXPECT_THAT(edit("\"intermediate_size\": 64", "\"intermediate_size\": 65"), HasSubstr("the configuration says [65, 32]"));
+  EXPECT_THAT(edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+              HasSubstr("model.layers.2.input_layernorm.weight is missing"));
+  EXPECT_THAT(edit("\"intermediate_size\": 64", "\"intermediate_size\": 65"),
+              HasSubstr("the configuration says [65, 32]"));
   EXPECT_THAT(edit("\"vocab_size\": 48", "\"vocab_size\": 49"), HasSubstr("model.embed_tokens.weight is [48, 32]"));
   fs::remove(folder / "m/model.safetensors");
   EXPECT_THAT(ErrorOf(ModelFiles::Open(folder / "m")), HasSubstr("model.safetensors"));

@@ -21,8 +21,8 @@ class Nf4Test : public testing::Test {
   SafetensorsFile file_ = SafetensorsFile::Open(Golden("nf4_cases.safetensors")).value();
 };
 
-// torch's linspace rounds differently with its vector width, so the map's last bits depend on the machine that made it. A
-// checkpoint therefore brings its own.
+// torch's linspace rounds differently with its vector width, so the map's last bits depend on the machine that made it.
+// A checkpoint therefore brings its own.
 TEST_F(Nf4Test, DynamicMapIsBitsandbytesUpToTheLastBits) {
   const auto& map = Nf4DynamicMap();
   const std::vector<float> expected = Floats(file_, "dynamic_map");
@@ -77,8 +77,8 @@ TEST_F(Nf4Test, EncodesByTheThresholdRule) {
   }
 }
 
-// The nearest entry of the map. bitsandbytes' CPU kernel rounds only nearly so (a value 0.1% of a step past the middle was
-// seen to go down), so codes may differ where the value is that close to the middle, and nowhere else.
+// The nearest entry of the map. bitsandbytes' CPU kernel rounds only nearly so (a value 0.1% of a step past the middle
+// was seen to go down), so codes may differ where the value is that close to the middle, and nowhere else.
 TEST_F(Nf4Test, DoubleQuantisationFollowsBitsandbytes) {
   const auto& map = Nf4DynamicMap();
   for (const std::string name : {"wide", "odd", "outliers"}) {

@@ -79,7 +79,10 @@ LoraAdapter Zeros(const DecoderConfig& config, const std::vector<std::pair<int64
   LoraAdapter adapter{.metadata = {.r = 2, .alpha = 4}};
   for (const auto& [layer, kind] : modules) {
     const LinearShape shape = ShapeOf(config, kind);
-    adapter.weights.push_back({.layer = layer, .kind = kind, .r = 2, .a = std::vector<float>(2 * shape.in),
+    adapter.weights.push_back({.layer = layer,
+                               .kind = kind,
+                               .r = 2,
+                               .a = std::vector<float>(2 * shape.in),
                                .b = std::vector<float>(2 * shape.out)});
   }
   return adapter;

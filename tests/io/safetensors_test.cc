@@ -44,8 +44,10 @@ TEST(Safetensors, LyingHeaders) {
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}})", 8), HasSubstr("take 12"));
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}})", 8), HasSubstr("'a'"));
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}})", 8), HasSubstr("F99"));
-  EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}})", 8), HasSubstr("unsigned"));
-  EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}})", 8), HasSubstr("unsigned"));
+  EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}})", 8),
+              HasSubstr("unsigned"));
+  EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}})", 8),
+              HasSubstr("unsigned"));
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}})", 8), HasSubstr("two"));
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}})", 8), HasSubstr("shape"));
   EXPECT_THAT(ParseError(R"({"a": {"dtype": 3, "shape": [2], "data_offsets": [0, 8]}})", 8), HasSubstr("dtype"));
@@ -64,7 +66,8 @@ TEST(Safetensors, OverflowingSizes) {
   EXPECT_THAT(ParseError(R"({"a": {"dtype": "U8", "shape": [18446744073709551615], "data_offsets": [0, 8]}})", 8),
               HasSubstr("unsigned"));
   EXPECT_THAT(
-      ParseError(R"({"a": {"dtype": "U8", "shape": [8], "data_offsets": [18446744073709551608, 18446744073709551615]}})", 8),
+      ParseError(
+          R"({"a": {"dtype": "U8", "shape": [8], "data_offsets": [18446744073709551608, 18446744073709551615]}})", 8),
       HasSubstr("do not lie"));
   EXPECT_THAT(ErrorOf(SafetensorsFile::Parse(std::string(8, '\xff'), "f")), HasSubstr("at most"));
   std::string long_header(8, '\0');
@@ -85,7 +88,9 @@ TEST(Safetensors, OverlapsAndHoles) {
   EXPECT_THAT(ParseError(two(5, 8), 8), HasSubstr("belong to no tensor"));
   EXPECT_EQ(ParseError(two(4, 4), 4), "no error") << "an empty tensor";
   EXPECT_THAT(ParseError(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
-                             "a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", 4), HasSubstr("duplicate key"));
+                             "a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})",
+                         4),
+              HasSubstr("duplicate key"));
 }
 
 TEST(Safetensors, TooManyEntries) {
@@ -100,8 +105,10 @@ TEST(Safetensors, WriterRoundTripAndDeterminism) {
   TempFolder folder;
   const std::string a(12, 'a'), b(8, 'b'), c(5, 'c');
   const auto write = [&](const std::string& path, bool reversed) {
-    std::vector<SafetensorsWriter::Declaration> tensors = {
-        {"a\n\"", DType::kF32, {3}}, {"b", DType::kBF16, {2, 2}}, {"c", DType::kU8, {5}}, {"empty", DType::kF32, {0, 4}}};
+    std::vector<SafetensorsWriter::Declaration> tensors = {{"a\n\"", DType::kF32, {3}},
+                                                           {"b", DType::kBF16, {2, 2}},
+                                                           {"c", DType::kU8, {5}},
+                                                           {"empty", DType::kF32, {0, 4}}};
     if (reversed) std::reverse(tensors.begin(), tensors.end());
     auto writer = SafetensorsWriter::Create(path, tensors, {{"k", "v"}});
     ASSERT_TRUE(writer.ok()) << writer.status();
@@ -163,10 +170,10 @@ TEST(SafetensorsDirectory, ShardsStayInTheFolder) {
 }
 
 TEST(EscapeForDisplay, MakesTerminalsSafe) {
-  EXPECT_EQ(EscapeForDisplay("plain é 漢 😀"), "plain é 漢 😀");
+  EXPECT_EQ(EscapeForDisplay("plain é – “漢” 😀"), "plain é – “漢” 😀");
   EXPECT_EQ(EscapeForDisplay("\x1b[31m\n\"\\"), "\\x1b[31m\\x0a\\x22\\x5c");
   EXPECT_EQ(EscapeForDisplay("\xff\xc3"), "\\xff\\xc3");
-  EXPECT_EQ(EscapeForDisplay("\xc2\x9b"), "\\xc2\\x9b");          // a C1 control
+  EXPECT_EQ(EscapeForDisplay("\xc2\x9b"), "\\xc2\\x9b");           // a C1 control
   EXPECT_EQ(EscapeForDisplay("\xe2\x80\xae"), "\\xe2\\x80\\xae");  // right-to-left override
   EXPECT_EQ(EscapeForDisplay("abcdef", 3), "abc...");
 }
