@@ -33,12 +33,12 @@ RunLimits LimitsOf(const PreparedRun& run, const v1::Plan& plan) {
     CoverAll(limits.train, launches.train);
     CoverAll(limits.forward, launches.mismatched);
   }
-  auto forward = [&](const std::vector<Example>& examples) {
-    CoverAll(limits.forward, MakeForwardBatches(Pointers(examples), static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing()));
+  auto forward = [&](const std::vector<const Example*>& examples) {
+    CoverAll(limits.forward, MakeForwardBatches(examples, static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing()));
   };
-  if (run.needs.reference) forward(run.data.train.examples), forward(run.data.eval.examples);
-  if (run.needs.mismatched) forward(run.data.train.kl), forward(run.data.eval.kl);
-  if (!run.data.eval.examples.empty()) forward(run.data.eval.examples);
+  forward(ReferenceExamples(run));
+  forward(Pointers(run.data.eval.examples));
+  if (run.needs.mismatched) forward(Pointers(run.data.eval.kl));
   return limits;
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <set>
 
 #include "proto/base/sha256.h"
 #include "proto/base/status.h"
@@ -57,6 +59,24 @@ BatchOrder PreparedRun::Order() const {
 }
 
 int64_t PreparedRun::kl_group_size() const { return spec.objective().kto().kl_group_size(); }
+
+std::vector<const Example*> ReferenceExamples(const PreparedRun& run) {
+  std::vector<const Example*> ordered;
+  if (!run.needs.reference) return ordered;
+  std::set<std::pair<std::vector<int32_t>, std::vector<uint8_t>>> seen;
+  std::map<std::vector<int32_t>, size_t> prompts;
+  std::vector<std::vector<const Example*>> by_prompt;  // in order of first appearance
+  for (const std::vector<Example>* part : {&run.data.train.examples, &run.data.train.kl, &run.data.eval.examples, &run.data.eval.kl}) {
+    for (const Example& example : *part) {
+      if (!seen.emplace(example.ids, example.trained).second) continue;
+      const auto [it, added] = prompts.try_emplace({example.ids.begin(), example.ids.begin() + example.prompt_length}, by_prompt.size());
+      if (added) by_prompt.emplace_back();
+      by_prompt[it->second].push_back(&example);
+    }
+  }
+  for (const auto& group : by_prompt) ordered.insert(ordered.end(), group.begin(), group.end());
+  return ordered;
+}
 
 std::string SpecIdentity(v1::JobSpec spec) {
   spec.clear_export_();

@@ -27,6 +27,10 @@ struct PreparedRun {
   int64_t kl_group_size() const;
 };
 
+// Every distinct sequence whose reference log-probability the run needs (policy and mismatched, train and eval), sequences of one
+// prompt next to each other so that a launch computes it once. Empty without a reference. The plan and the pass share this order.
+std::vector<const Example*> ReferenceExamples(const PreparedRun& run);
+
 // A digest of what a spec says of the run: a folder's run may be resumed only by an equal one. Where files lie, the name and the
 // exports do not matter; what is in the files the checkpoint's own digests see to.
 std::string SpecIdentity(v1::JobSpec spec);

@@ -1,10 +1,21 @@
 #include "engine/train/reference.h"
 
+#include <algorithm>
+
 #include "engine/data/reference_cache.h"
 #include "engine/train/micro_batches.h"
 #include "proto/base/status.h"
 
 namespace hone {
+namespace {
+
+double SumOf(const LogitSlice& slice, const std::vector<float>& log_probs) {
+  double sum = 0;
+  for (int32_t i = 0; i < slice.count; ++i) sum += log_probs[slice.first + i];
+  return sum;
+}
+
+}  // namespace
 
 absl::Status ForwardSums(TrainSession& session, std::span<const Example* const> examples, const v1::Plan& plan,
                          AdapterMode mode, std::span<double> sums,
@@ -15,11 +26,7 @@ absl::Status ForwardSums(TrainSession& session, std::span<const Example* const> 
        MakeForwardBatches(examples, static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing())) {
     log_probs.resize(batch.packed.targets.size());
     session.LogProbs(batch.packed, mode, log_probs);
-    for (const LogitSlice& slice : batch.slices) {
-      double sum = 0;
-      for (int32_t i = 0; i < slice.count; ++i) sum += log_probs[slice.first + i];
-      sums[slice.example] = sum;
-    }
+    for (const LogitSlice& slice : batch.slices) sums[slice.example] = SumOf(slice, log_probs);
     done += static_cast<int64_t>(batch.slices.size());
     if (progress) HONE_RETURN_IF_ERROR(progress(done));
   }
@@ -42,39 +49,29 @@ absl::StatusOr<ReferenceValues> ReferenceLogProbs(const PreparedRun& run, TrainS
   auto cache = ReferenceCache::Load(cache_path);
   if (!cache.ok()) cache = ReferenceCache();  // damaged: computed again and written anew
 
-  // Each distinct sequence once; a question's answers share its prompt, so all parts are launched together.
-  std::vector<const Example*> missing;
+  // Launches are those of the whole list, as the plan laid them out; one of which everything is cached is left out.
+  const std::vector<const Example*> examples = ReferenceExamples(run);
   std::vector<ReferenceKey> keys;
-  std::map<ReferenceKey, bool> queued;
-  for (const Part& part : parts) {
-    for (const Example& example : *part.examples) {
-      const ReferenceKey key = MakeReferenceKey(model, example);
-      if (cache->Find(key).has_value() || !queued.emplace(key, true).second) continue;
-      missing.push_back(&example);
-      keys.push_back(key);
+  for (const Example* example : examples) keys.push_back(MakeReferenceKey(model, *example));
+  std::vector<float> log_probs;
+  const auto total = static_cast<int64_t>(examples.size());
+  int64_t done = 0;
+  bool computed = false;
+  for (const LaunchBatch& batch :
+       MakeForwardBatches(examples, static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing())) {
+    done += static_cast<int64_t>(batch.slices.size());
+    const bool cached = std::all_of(batch.slices.begin(), batch.slices.end(), [&](const LogitSlice& slice) {
+      return cache->Find(keys[slice.example]).has_value();
+    });
+    if (!cached) {
+      log_probs.resize(batch.packed.targets.size());
+      session.LogProbs(batch.packed, AdapterMode::kOff, log_probs);
+      for (const LogitSlice& slice : batch.slices) cache->Put(keys[slice.example], SumOf(slice, log_probs));
+      computed = true;
     }
+    if (progress) HONE_RETURN_IF_ERROR(progress(done, total));
   }
-  // Same prompts next to each other, in the order of first appearance.
-  std::map<std::vector<int32_t>, std::vector<size_t>> by_prompt;
-  std::vector<const std::vector<size_t>*> prompt_order;
-  for (size_t i = 0; i < missing.size(); ++i) {
-    const Example& example = *missing[i];
-    auto [it, inserted] = by_prompt.try_emplace({example.ids.begin(), example.ids.begin() + example.prompt_length});
-    if (inserted) prompt_order.push_back(&it->second);
-    it->second.push_back(i);
-  }
-  std::vector<const Example*> ordered;
-  std::vector<size_t> origin;
-  for (const std::vector<size_t>* group : prompt_order) {
-    for (size_t i : *group) ordered.push_back(missing[i]), origin.push_back(i);
-  }
-  std::vector<double> sums(ordered.size());
-  const auto total = static_cast<int64_t>(ordered.size());
-  HONE_RETURN_IF_ERROR(ForwardSums(session, ordered, plan, AdapterMode::kOff, sums, [&](int64_t done) {
-    return progress ? progress(done, total) : absl::OkStatus();
-  }));
-  for (size_t i = 0; i < sums.size(); ++i) cache->Put(keys[origin[i]], sums[i]);
-  if (!missing.empty()) HONE_RETURN_IF_ERROR(cache->Save(cache_path));
+  if (computed) HONE_RETURN_IF_ERROR(cache->Save(cache_path));
 
   for (const Part& part : parts) {
     for (const Example& example : *part.examples) {
