@@ -117,7 +117,7 @@ nlohmann::ordered_json ResultOf(const PreparedRun& run, const v1::Plan& plan, co
 
 absl::Status ListArtifacts(const std::string& folder, std::vector<v1::Artifact>& artifacts) {
   std::vector<std::string> names;
-  for (const char* top : {"adapter", "merged", "merged-f32", "gguf"}) {
+  for (const char* top : {"adapter", "merged", "gguf"}) {
     std::error_code error;
     for (const auto& entry : fs::recursive_directory_iterator(fs::path(folder) / top, error)) {
       if (entry.is_regular_file()) names.push_back(fs::relative(entry.path(), folder).string());
@@ -139,7 +139,7 @@ absl::Status ListArtifacts(const std::string& folder, std::vector<v1::Artifact>&
 // Where an export format goes inside the output folder; empty: the adapter, which is there already.
 std::string ExportPath(const std::string& format) {
   if (format == "merged") return "merged";
-  if (format == "merged:f32") return "merged-f32";
+  if (format == "merged:f32") return "merged";  // the spec lets only one of the two be chosen
   if (format == "gguf:f16") return "gguf/model-f16.gguf";
   if (format == "gguf:q8_0") return "gguf/model-q8_0.gguf";
   return "";
