@@ -106,7 +106,7 @@ absl::StatusOr<Planned> Admission::Plan(const v1::JobSpec& resolved, const Cance
     }
     if (message.has_report_json()) planned.report_json = message.report_json();
     if (message.has_warning() && planned.warnings.size() < kMaxWarnings) {
-      planned.warnings.push_back(message.warning().substr(0, kMaxWarningBytes));
+      planned.warnings.push_back(ToValidUtf8(message.warning(), kMaxWarningBytes));
     }
     return absl::OkStatus();
   };

@@ -28,7 +28,7 @@ constexpr size_t kMaxText = 4096;
 constexpr int kMaxWarnings = 200;  // durable events of one attempt
 constexpr int kMaxArtifacts = 10000;
 
-std::string Clip(const std::string& text) { return text.size() <= kMaxText ? text : text.substr(0, kMaxText) + "…"; }
+std::string Clip(const std::string& text) { return ToValidUtf8(text, kMaxText) + (text.size() > kMaxText ? "…" : ""); }
 
 }  // namespace
 
@@ -154,7 +154,7 @@ void JobRunner::Handle(const v1::FromWorker& message) {
   JobUpdate update;
   switch (message.message_case()) {
     case v1::FromWorker::kHello:
-      update.device = message.hello().device().substr(0, 200);
+      update.device = ToValidUtf8(message.hello().device(), 200);
       return Record(update);
     case v1::FromWorker::kPlan:
       update.plan = message.plan();

@@ -93,7 +93,7 @@ absl::Status JobsService::CreateNew(const v1::CreateJobRequest& request, const s
   HONE_ASSIGN_OR_RETURN(Planned planned, context_->admission->Plan(made.resolved_spec, cancelled));
   HONE_RETURN_IF_ERROR(Admission::CheckFits(planned.plan));
   made.plan = planned.plan;
-  made.display_name = made.resolved_spec.name().substr(0, kMaxNameBytes);
+  made.display_name = ToValidUtf8(made.resolved_spec.name(), kMaxNameBytes);
   made.priority = request.priority();
   made.warnings = std::move(planned.warnings);
   for (const std::string& advice : Advice(made.resolved_spec)) {
@@ -133,7 +133,10 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
     std::vector<v1::JobState> states;
     for (const int state : request->states()) states.push_back(static_cast<v1::JobState>(state));
     HONE_ASSIGN_OR_RETURN(JobPage page, context_->store->ListJobs(request->page_size(), request->page_token(), states));
-    for (v1::Job& job : page.jobs) *response->add_jobs() = std::move(job);
+    for (v1::Job& job : page.jobs) {
+      job.clear_result_json();  // a page of them could be too long for a message; GetJob has it
+      *response->add_jobs() = std::move(job);
+    }
     response->set_next_page_token(page.next_page_token);
     return absl::OkStatus();
   });

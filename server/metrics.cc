@@ -8,6 +8,7 @@
 
 #include "proto/base/build_info.h"
 #include "proto/base/status.h"
+#include "server/errors.h"
 #include "server/store/states.h"
 #include "spdlog/spdlog.h"
 
@@ -156,8 +157,8 @@ void Metrics::StartJob(const v1::Job& job) {
   series->restarts = &job_restarts_.Add({{"job_id", job.id()}});
   series->step_seconds = &step_seconds_.Add({{"job_id", job.id()}}, StepBuckets());
   SetGauge(series.get(), &job_info_, 1,
-           {{"name", job.display_name().substr(0, kMaxLabelBytes)},
-            {"model", job.spec().model().source().substr(0, kMaxLabelBytes)},
+           {{"name", ToValidUtf8(job.display_name(), kMaxLabelBytes)},
+            {"model", ToValidUtf8(job.spec().model().source(), kMaxLabelBytes)},
             {"method", ObjectiveName(job.resolved_spec())}});
 }
 
@@ -197,7 +198,7 @@ void Metrics::Memory(const std::string& job_id, const v1::MemoryUse& memory) {
   constexpr int kMaxArenas = 16;
   for (int i = 0; i < std::min(memory.arenas_size(), kMaxArenas); ++i) {
     const v1::ArenaUse& arena = memory.arenas(i);
-    const std::map<std::string, std::string> label = {{"arena", arena.name().substr(0, kMaxLabelBytes)}};
+    const std::map<std::string, std::string> label = {{"arena", ToValidUtf8(arena.name(), kMaxLabelBytes)}};
     SetGauge(series, &memory_planned_, static_cast<double>(arena.planned_bytes()), label);
     SetGauge(series, &memory_actual_, static_cast<double>(arena.actual_bytes()), label);
   }

@@ -46,12 +46,15 @@ absl::Status Scheduler::Recover() {
 absl::Status Scheduler::RecoverJob(const std::string& job_id) {
   HONE_RETURN_IF_ERROR(MakeDirectories(context_.layout->Job(job_id)));
   // Held only while a worker of the daemon's earlier life still writes there.
-  HONE_ASSIGN_OR_RETURN(const FileLock lock, FileLock::Seize(context_.layout->JobLock(job_id), kLockPatience));
+  const absl::StatusOr<FileLock> lock = FileLock::Seize(context_.layout->JobLock(job_id), kLockPatience);
   HONE_ASSIGN_OR_RETURN(const JobHead head, context_.store->GetJobHead(job_id));
   JobUpdate update;
   update.end_attempt = {"daemon-restart", "the daemon was started again"};
   if (head.state == v1::CANCELLING) {
     update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
+  } else if (!lock.ok() && IsLegalTransition(head.state, v1::HELD)) {
+    // One job whose worker cannot be ended must not keep the others from running.
+    update.states.push_back({v1::HELD, "WORKER_LEFT_BEHIND", StrCat("its worker cannot be ended: ", lock.status().message())});
   } else {
     update.states.push_back({v1::QUEUED, "DAEMON_RESTARTED", "goes on from its last checkpoint"});
   }

@@ -352,7 +352,9 @@ TEST_F(DaemonTest, ArtifactsAreReadAndNothingElseIs) {
   std::filesystem::create_symlink("/etc/passwd", Output(id) + "/link");
   std::filesystem::create_directory_symlink("/etc", Output(id) + "/etc");
   for (const char* path : {"../lock", "/etc/passwd", "adapter/../../lock", "link", "etc/passwd", "", ".", "..", "adapter",
-                           "adapter/../../../../../../../etc/passwd", "none"}) {
+                           "adapter/../../../../../../../etc/passwd", "none",
+                           "adapter//adapter_model.safetensors", "./adapter/adapter_model.safetensors",
+                           "adapter/adapter_model.safetensors/x"}) {
     const grpc::Status status = read(path, 0, &bytes);
     EXPECT_FALSE(status.ok()) << path;
     EXPECT_EQ(RichError(status).second, "path") << path;
