@@ -210,7 +210,7 @@ Value Evaluator::EvalSlice(const Expr& expr) {
     given[i] = part.AsInt();
   }
   if (object.IsUndefined()) Fail(UndefinedText(object));
-  if (!object.IsString() && !object.IsList()) return MakeUndefined(StrCat("a ", TypeName(object), " cannot be sliced"));
+  if (!object.IsString() && !object.IsList()) Fail("a ", TypeName(object), " cannot be sliced");
   const int64_t step = given[2].value_or(1);
   if (step == 0) Fail("the step of a slice cannot be 0");
   const auto length = static_cast<int64_t>(LengthOf(object));

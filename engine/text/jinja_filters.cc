@@ -17,6 +17,19 @@ int64_t IntArgument(const Arguments& arguments, size_t index, std::string_view n
   return value->AsInt();
 }
 
+// Runs of letters, numbers and underscores.
+int64_t WordCount(const Text& text) {
+  int64_t count = 0;
+  bool inside = false;
+  for (size_t at = 0; at < text.bytes.size(); at += CharLength(text.bytes, at)) {
+    const uint32_t c = CharAt(text.bytes, at);
+    const bool word = c == '_' || IsLetterOrNumber(c);
+    count += word && !inside;
+    inside = word;
+  }
+  return count;
+}
+
 int64_t FloorDivide(int64_t a, int64_t b) {
   const int64_t quotient = a / b;
   return quotient - (a % b != 0 && (a < 0) != (b < 0));
@@ -100,7 +113,10 @@ std::optional<Value> Evaluator::TextFilter(const std::string& name, const Value&
   if (name == "lower") return MapCase(*Str(operand), CaseMap::kLower, budget_);
   if (name == "title") return MapCase(*Str(operand), CaseMap::kJinjaTitle, budget_);
   if (name == "capitalize") return MapCase(*Str(operand), CaseMap::kCapitalize, budget_);
-  if (name == "indent") return Indent(*Str(operand), arguments);
+  if (name == "indent") {
+    if (!operand.IsString()) Fail("indent needs a string, not a ", TypeName(operand));
+    return Indent(operand.text(), arguments);
+  }
   if (name == "trim") {
     Arguments chars;
     if (const Value* given = arguments.Find(0, "chars")) chars.positional.push_back(*given);
@@ -121,7 +137,7 @@ std::optional<Value> Evaluator::TextFilter(const std::string& name, const Value&
     for (const auto& [from, to] : kEscapes) text = Replace(text.text(), *MakeText(from), *MakeText(to), -1);
     return text;
   }
-  if (name == "wordcount") return static_cast<int64_t>(SplitMethod(*Str(operand), "split", {}).list().items.size());
+  if (name == "wordcount") return WordCount(*Str(operand));
   return std::nullopt;
 }
 
@@ -238,6 +254,7 @@ Value Evaluator::Select(const Value& operand, const Arguments& arguments, bool b
     rest.positional.assign(arguments.positional.begin() + static_cast<long>(skip) + 1, arguments.positional.end());
   }
   std::vector<Value> kept;
+  if (!Truth(operand)) return MakeList({});  // Jinja looks at nothing that is falsy, whatever it is
   for (Value& item : Iterate(operand)) {
     const Value tested = by_attribute ? AttributePath(item, path) : item;
     const bool holds = test.empty() ? Truth(tested) : ApplyTest(test, tested, rest);
@@ -247,6 +264,7 @@ Value Evaluator::Select(const Value& operand, const Arguments& arguments, bool b
 }
 
 Value Evaluator::MapFilter(const Value& operand, const Arguments& arguments) {
+  if (!Truth(operand)) return MakeList({});
   std::vector<Value> items = Iterate(operand);
   const Value* attribute = arguments.positional.empty() ? arguments.Find(0, "attribute") : nullptr;
   if (attribute != nullptr) {
@@ -368,7 +386,7 @@ Value Evaluator::Round(const Value& operand, const Arguments& arguments) {
   const int64_t digits = IntArgument(arguments, 0, "precision", 0);
   const std::string method = Str(arguments.Get(1, "method", MakeText("common")))->bytes;
   if (digits < 0 || digits > 17) Fail("round: a precision from 0 to 17 is supported");
-  if (operand.IsInt() && method == "common") return operand;
+  if (operand.IsInt() && method == "common") return operand.AsInt();
   const double value = operand.AsDouble();
   if (method == "common") {  // correctly rounded decimal, ties to even, as Python
     char buffer[400];
@@ -394,6 +412,7 @@ std::optional<Value> Evaluator::NumberFilter(const std::string& name, const Valu
   if (name == "round") return Round(operand, arguments);
   if (name == "int" || name == "float") {
     const bool real = name == "float";
+    if (operand.IsUndefined()) Fail(UndefinedText(operand));
     const Value otherwise = arguments.Get(0, "default", real ? Value(0.0) : Value(int64_t{0}));
     if (operand.IsNumber()) {
       const double value = operand.AsDouble();

@@ -334,7 +334,8 @@ Value Evaluator::FormatPercent(const Text& format, const Value& values) {
       out.Literal(std::to_string(item.AsInt()));
     }
   }
-  if (next < items.size()) Fail("not all values were used by the format");
+  const bool optional = values.IsDict() || (values.IsList() && !values.list().tuple);
+  if (next < items.size() && !optional) Fail("not all values were used by the format");
   return out.TakePtr();
 }
 
