@@ -1,5 +1,6 @@
 #!/bin/bash
-# reflection_test.sh HONED WORKER: starts honed with that worker and lets reflection_client.py submit and watch a job.
+# reflection_test.sh HONED WORKER [hostile]: starts honed with that worker; lets reflection_client.py submit and watch a job of
+# the fake worker or, with "hostile", hostile_client.py try bad input on the real one.
 set -euo pipefail
 /usr/bin/python3 -c 'import grpc, google.protobuf' 2>/dev/null || { echo "skipped: python3-grpcio is not installed"; exit 77; }
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,5 +15,12 @@ SPEC
 daemon=$!
 trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null; rm -rf "$folder"' EXIT
 for _ in $(seq 100); do [ -S "$folder/s" ] && break; sleep 0.1; done
-/usr/bin/python3 "$here/reflection_client.py" --socket "$folder/s" --spec "$folder/spec.json" --upload "$folder/data.jsonl" \
-  --timeout 60 || { cat "$folder/log"; exit 1; }
+if [ "${3:-}" = hostile ]; then
+  files=()
+  [ -d "${HONE_TEST_DATA:-}/hostile" ] && files=(--hostile "$HONE_TEST_DATA/hostile")
+  client=("$here/hostile_client.py" --socket "$folder/s" "${files[@]}")
+else
+  client=("$here/reflection_client.py" --socket "$folder/s" --spec "$folder/spec.json" --upload "$folder/data.jsonl" --timeout 60)
+fi
+PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 "${client[@]}" || { cat "$folder/log"; exit 1; }
+kill -0 $daemon
