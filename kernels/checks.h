@@ -7,7 +7,7 @@ namespace hone::checks {
 
 void Fill(Tensor out);
 void Copy(Tensor in, Tensor out);
-void Dense(Tensor t);  // Upload, Download
+void Dense(Tensor t);                    // Upload, Download
 void HasData(const WeightView& weight);  // for back ends that read: a dry run's weights may be shapes only
 void DecodeWeight(const WeightView& weight, Tensor out);
 void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out);

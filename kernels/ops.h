@@ -1,10 +1,10 @@
 // The one list of operations that the engine trains and generates with. Views in, views out: an operation allocates
-// nothing, keeps nothing and never fails for a reason a user can cause; wrong shapes are broken invariants. Three back ends:
-// CpuOps (fp32), CudaOps (fp32, bf16), DryOps (counts). Not here: models, adapters, objectives.
+// nothing, keeps nothing and never fails for a reason a user can cause; wrong shapes are broken invariants. Three back
+// ends: CpuOps (fp32), CudaOps (fp32, bf16), DryOps (counts). Not here: models, adapters, objectives.
 //
 // T rows of packed tokens, H hidden, D head_dim, V vocabulary. "act" is activation_dtype() (fp32 or bf16). Sums and
-// statistics are fp32 whatever the storage. Unless said otherwise an output must not overlap an input. All operations of one
-// Ops run in order; results are visible to the host after Download or Synchronize. Equal inputs give equal bits.
+// statistics are fp32 whatever the storage. Unless said otherwise an output must not overlap an input. All operations
+// of one Ops run in order; results are visible to the host after Download or Synchronize. Equal inputs give equal bits.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ enum class LogProbMode : uint8_t { kLogProbOnly, kUnitGradient };
 // One run of queries against keys and values, rows in packed order. Query i (0 <= i < q_len, packed row q0 + i) sees
 //   rows [prefix0, prefix0 + prefix_len) of k and v, all of them, then
 //   rows kv0 + j for 0 <= j <= kv_len - q_len + i      (causal; kv_len >= q_len)
-// A document is {t, n, t, n, 0, 0}; completions that share a prompt name it as prefix; decoding with a cache has q_len = 1.
+// A document is {t, n, t, n, 0, 0}; completions that share a prompt name it as prefix; decoding with a cache has q_len
+// = 1.
 struct Segment {
   int32_t q0 = 0, q_len = 0;
   int32_t kv0 = 0, kv_len = 0;
@@ -41,9 +42,9 @@ struct Segments {
 
 struct AttentionShape {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
-  float scale = 1;      // on q . k
-  float softcap = 0;    // s <- softcap * tanh(s / softcap); 0: none
-  int64_t window = 0;   // a query sees at most the `window` latest positions, itself included; 0: all
+  float scale = 1;     // on q . k
+  float softcap = 0;   // s <- softcap * tanh(s / softcap); 0: none
+  int64_t window = 0;  // a query sees at most the `window` latest positions, itself included; 0: all
 };
 
 // How raw logits z become those of the model: z <- softcap * tanh(scale * z / softcap), softcap 0: scale * z.
@@ -70,7 +71,8 @@ class Ops {
   virtual ~Ops() = default;
   virtual BackendKind backend() const = 0;
   virtual DType activation_dtype() const = 0;
-  // Spare columns beside a weight or an activation for adapters of summed rank r (DESIGN: "adapter folded into the GEMM").
+  // Spare columns beside a weight or an activation for adapters of summed rank r (DESIGN: "adapter folded into the
+  // GEMM").
   virtual int64_t AdapterColumns(int64_t sum_r) const = 0;
 
   // --- Moving data -------------------------------------------------------------------------------------------------
@@ -85,24 +87,28 @@ class Ops {
   virtual void DecodeWeight(const WeightView& weight, Tensor out) = 0;
   // out[t] <- row ids[t] of a table [V, H], decoded. ids kI32 [1, T], each in [0, V).
   virtual void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) = 0;
-  virtual void GatherRows(Tensor in, Tensor row_ids, Tensor out) = 0;   // out[i] <- in[row_ids[i]]
-  virtual void ScatterRows(Tensor in, Tensor row_ids, Tensor out) = 0;  // out[row_ids[i]] <- in[i], ids distinct; others kept
+  virtual void GatherRows(Tensor in, Tensor row_ids, Tensor out) = 0;  // out[i] <- in[row_ids[i]]
+  virtual void ScatterRows(Tensor in, Tensor row_ids,
+                           Tensor out) = 0;  // out[row_ids[i]] <- in[i], ids distinct; others kept
 
   // --- Linear algebra ----------------------------------------------------------------------------------------------
-  // c[m, n] <- alpha * op(a)[m, k] * op(b)[k, n] + beta * c.  a and b share a dtype (fp32, bf16); c is that or fp32. fp32 sums,
-  // no split of k. beta == 0 ignores what c held (NaN too). c may lie beside a or b in one buffer (other columns).
+  // c[m, n] <- alpha * op(a)[m, k] * op(b)[k, n] + beta * c.  a and b share a dtype (fp32, bf16); c is that or fp32.
+  // fp32 sums, no split of k. beta == 0 ignores what c held (NaN too). c may lie beside a or b in one buffer (other
+  // columns).
   virtual void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha = 1, float beta = 0) = 0;
-  virtual void Add(Tensor x, Tensor y) = 0;                    // y <- y + x
-  virtual void AddBias(Tensor bias /* [1, n] */, Tensor y) = 0;  // y[t] <- y[t] + bias
+  virtual void Add(Tensor x, Tensor y) = 0;                                // y <- y + x
+  virtual void AddBias(Tensor bias /* [1, n] */, Tensor y) = 0;            // y[t] <- y[t] + bias
   virtual void ScaleRows(Tensor x, Tensor factors /* fp32 [1, m] */) = 0;  // x[i] <- factors[i] * x[i]
 
-  // --- Norm, rotary position, gated unit ---------------------------------------------------------------------------------
-  // Per group of `weight.cols` columns (whole rows for a block's norm, heads for qk-norm): rstd = 1/sqrt(mean(x^2) + eps),
-  // y = x * rstd * w.  x, y act [T, G*W]; w fp32 [1, W]; rstd fp32 [T, G]. y may be x.   (RMSNorm, arXiv 1910.07467)
+  // --- Norm, rotary position, gated unit
+  // --------------------------------------------------------------------------------- Per group of `weight.cols`
+  // columns (whole rows for a block's norm, heads for qk-norm): rstd = 1/sqrt(mean(x^2) + eps), y = x * rstd * w.  x, y
+  // act [T, G*W]; w fp32 [1, W]; rstd fp32 [T, G]. y may be x.   (RMSNorm, arXiv 1910.07467)
   virtual void RmsNorm(Tensor x, Tensor weight, float eps, Tensor y, Tensor rstd) = 0;
   // dx <- beta * dx + rstd * (w*dy - x * rstd^2 * mean(w * dy * x)). beta is 0 or 1. dx may be dy when beta is 0.
   virtual void RmsNormBackward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor dx, float beta) = 0;
-  // cos/sin fp32 [T, D/2] <- scaling * cos/sin(positions[t] * inv_freq[i]); positions kI32 [1, T], inv_freq fp32 [1, D/2].
+  // cos/sin fp32 [T, D/2] <- scaling * cos/sin(positions[t] * inv_freq[i]); positions kI32 [1, T], inv_freq fp32 [1,
+  // D/2].
   virtual void RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Tensor sin) = 0;
   // Per head of D columns, halves x1 x2 (Hugging Face's half-split order), in place:
   //   x1' = x1 cos - x2 sin;  x2' = x2 cos + x1 sin.   Backward: sin negated.
@@ -113,25 +119,30 @@ class Ops {
   virtual void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) = 0;
 
   // --- Attention ---------------------------------------------------------------------------------------------------
-  // q [T, heads*D]; k, v [S, kv_heads*D]; out [T, heads*D]; lse fp32 [T, heads] = log sum exp of the scaled scores (natural
-  // log). Rows of out and lse that no segment names are left alone. Head h reads kv head h / (heads / kv_heads).
-  virtual void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
-                         Tensor lse) = 0;
-  // dq, dk, dv overwritten for rows that segments name (sums over segments that share a prefix), zero elsewhere. delta: fp32
-  // [T, heads] scratch.  (FlashAttention-2's backward, arXiv 2307.08691.)
+  // q [T, heads*D]; k, v [S, kv_heads*D]; out [T, heads*D]; lse fp32 [T, heads] = log sum exp of the scaled scores
+  // (natural log). Rows of out and lse that no segment names are left alone. Head h reads kv head h / (heads /
+  // kv_heads).
+  virtual void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape,
+                         Tensor out, Tensor lse) = 0;
+  // dq, dk, dv overwritten for rows that segments name (sums over segments that share a prefix), zero elsewhere. delta:
+  // fp32 [T, heads] scratch.  (FlashAttention-2's backward, arXiv 2307.08691.)
   virtual void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-                                 const Segments& segments, const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk,
-                                 Tensor dv) = 0;
+                                 const Segments& segments, const AttentionShape& shape, Tensor delta, Tensor dq,
+                                 Tensor dk, Tensor dv) = 0;
 
   // --- Head --------------------------------------------------------------------------------------------------------
-  // log_probs[i] (fp32 [1, m]) <- log softmax(transform(logits[i]))[targets[i]]; targets kI32 [1, m]. kUnitGradient also
-  // overwrites logits with d log_probs[i] / d logits[i] (before the transform): onehot - softmax, chained through it.
-  virtual void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode, Tensor log_probs) = 0;
+  // log_probs[i] (fp32 [1, m]) <- log softmax(transform(logits[i]))[targets[i]]; targets kI32 [1, m]. kUnitGradient
+  // also overwrites logits with d log_probs[i] / d logits[i] (before the transform): onehot - softmax, chained through
+  // it.
+  virtual void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
+                       Tensor log_probs) = 0;
 
-  // --- Optimiser: flat fp32 vectors ------------------------------------------------------------------------------------------
+  // --- Optimiser: flat fp32 vectors
+  // ------------------------------------------------------------------------------------------
   virtual void SumSquares(Tensor x, Tensor out /* fp32 [1, 1] */) = 0;  // one fixed order
-  // AdamW (arXiv 1711.05101, as PyTorch): g' = g * min(1, max_grad_norm / (sqrt(sum_squares) + 1e-6)) (max_grad_norm 0: g' = g);
-  // p -= lr*wd*p; m, v updated; p -= lr / bias1 * m / (sqrt(v) / sqrt(bias2) + eps).   step: StepParams as fp32 [1, 4].
+  // AdamW (arXiv 1711.05101, as PyTorch): g' = g * min(1, max_grad_norm / (sqrt(sum_squares) + 1e-6)) (max_grad_norm 0:
+  // g' = g); p -= lr*wd*p; m, v updated; p -= lr / bias1 * m / (sqrt(v) / sqrt(bias2) + eps).   step: StepParams as
+  // fp32 [1, 4].
   virtual void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
                      const AdamWConstants& constants) = 0;
 };

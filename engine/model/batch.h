@@ -1,5 +1,5 @@
-// What one launch of the decoder works on: documents packed row after row, no padding. Made by the data room's packer and by
-// generation; limits are what a plan sized the arenas for.
+// What one launch of the decoder works on: documents packed row after row, no padding. Made by the data room's packer
+// and by generation; limits are what a plan sized the arenas for.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace hone {
 
-// All counts are upper bounds. Buffers are laid out for the limits and used in part, so that a plan made at the limits is exact.
+// All counts are upper bounds. Buffers are laid out for the limits and used in part, so that a plan made at the limits
+// is exact.
 struct BatchLimits {
   int64_t tokens = 0;      // packed rows
   int64_t logit_rows = 0;  // rows whose next token is asked for
@@ -20,8 +21,8 @@ struct PackedBatch {
   std::vector<int32_t> ids;
   std::vector<int32_t> positions;
   std::vector<Segment> segments;
-  // For each wanted log-probability: the packed row that predicts, and the token predicted. Rows ascend within a document;
-  // in a forward-only batch several may name one row (completions of a shared prompt).
+  // For each wanted log-probability: the packed row that predicts, and the token predicted. Rows ascend within a
+  // document; in a forward-only batch several may name one row (completions of a shared prompt).
   std::vector<int32_t> logit_rows;
   std::vector<int32_t> targets;
 

@@ -18,40 +18,40 @@ Tensor Reserve(Arena& arena, DType dtype, int64_t capacity_rows, int64_t rows, i
 struct Decoder::Inputs {
   int64_t tokens = 0;
   int64_t logit_rows = 0;
-  Tensor ids;        // kI32 [1, T]
-  Tensor cos, sin;   // fp32 [T, D/2]
+  Tensor ids;       // kI32 [1, T]
+  Tensor cos, sin;  // fp32 [T, D/2]
   Segments segments;
-  Tensor row_ids;    // kI32 [1, m]
-  Tensor targets;    // kI32 [1, m]
+  Tensor row_ids;  // kI32 [1, m]
+  Tensor targets;  // kI32 [1, m]
 };
 
 struct Decoder::LayerActivations {
-  Tensor x_in;      // act [T, H]
-  Tensor n1;        // act [T, H + R]     normed input of q, k, v
-  Tensor rstd1;     // fp32 [T, 1]
-  Tensor qkv;       // act [T, Nqkv + R]  after rotary; its gradient replaces it
-  Tensor qk_pre;    // act [T, Nq + Nk]   before qk-norm; empty without it
-  Tensor q_rstd;    // fp32 [T, heads]
-  Tensor k_rstd;    // fp32 [T, kv_heads]
-  Tensor attn;      // act [T, Nq + R]    input of o
-  Tensor lse;       // fp32 [T, heads]
-  Tensor x_mid;     // act [T, H]         after attention's residual
-  Tensor n2;        // act [T, H + R]     normed input of gate, up
-  Tensor rstd2;     // fp32 [T, 1]
-  Tensor gate_up;   // act [T, 2F + R]    its gradient replaces it
-  Tensor h;         // act [T, F + R]     input of down
+  Tensor x_in;     // act [T, H]
+  Tensor n1;       // act [T, H + R]     normed input of q, k, v
+  Tensor rstd1;    // fp32 [T, 1]
+  Tensor qkv;      // act [T, Nqkv + R]  after rotary; its gradient replaces it
+  Tensor qk_pre;   // act [T, Nq + Nk]   before qk-norm; empty without it
+  Tensor q_rstd;   // fp32 [T, heads]
+  Tensor k_rstd;   // fp32 [T, kv_heads]
+  Tensor attn;     // act [T, Nq + R]    input of o
+  Tensor lse;      // fp32 [T, heads]
+  Tensor x_mid;    // act [T, H]         after attention's residual
+  Tensor n2;       // act [T, H + R]     normed input of gate, up
+  Tensor rstd2;    // fp32 [T, 1]
+  Tensor gate_up;  // act [T, 2F + R]    its gradient replaces it
+  Tensor h;        // act [T, F + R]     input of down
 };
 
 struct Decoder::CacheSlot {
-  Tensor k, v;      // act [cache rows, Nk]
-  Tensor rows;      // kI32 [1, T]
+  Tensor k, v;  // act [cache rows, Nk]
+  Tensor rows;  // kI32 [1, T]
 };
 
 struct Decoder::HeadState {
-  Tensor hidden;    // act [m, H]  gathered rows before the final norm
-  Tensor d_normed;  // act [m, H]  unit gradient with respect to the normed rows
-  Tensor rstd;      // fp32 [m, 1]
-  Tensor log_probs; // fp32 [1, m]
+  Tensor hidden;     // act [m, H]  gathered rows before the final norm
+  Tensor d_normed;   // act [m, H]  unit gradient with respect to the normed rows
+  Tensor rstd;       // fp32 [m, 1]
+  Tensor log_probs;  // fp32 [1, m]
 };
 
 Decoder::Decoder(Ops& ops, const Model& model, const Lora* lora, const DecoderOptions& options)
@@ -124,13 +124,14 @@ Decoder::LayerActivations Decoder::AllocateLayer(int64_t layer, const BatchLimit
   return a;
 }
 
-void Decoder::LayerForward(int64_t layer, const Inputs& in, AdapterMode mode, const LayerActivations& full, Tensor x_out,
-                           const CacheSlot* cache, Arena& scratch) {
+void Decoder::LayerForward(int64_t layer, const Inputs& in, AdapterMode mode, const LayerActivations& full,
+                           Tensor x_out, const CacheSlot* cache, Arena& scratch) {
   const LayerLease weights = model_.Acquire(layer);
   const int64_t t = in.tokens, h = config_.hidden_size, f = config_.intermediate_size, d = config_.head_dim;
   const int64_t nq = config_.num_heads * d, nk = config_.num_kv_heads * d;
   auto rows = [t](Tensor x) { return x.empty() ? x : x.Rows(0, t); };
-  const Tensor x_in = full.x_in, n1 = rows(full.n1), qkv = rows(full.qkv), attn = rows(full.attn), x_mid = rows(full.x_mid);
+  const Tensor x_in = full.x_in, n1 = rows(full.n1), qkv = rows(full.qkv), attn = rows(full.attn),
+               x_mid = rows(full.x_mid);
   const Tensor n2 = rows(full.n2), gate_up = rows(full.gate_up), hidden = rows(full.h);
 
   ops_.RmsNorm(x_in, weights->input_norm, config_.rms_norm_eps, n1.Cols(0, h), rows(full.rstd1));
@@ -145,7 +146,7 @@ void Decoder::LayerForward(int64_t layer, const Inputs& in, AdapterMode mode, co
   }
   ops_.Rope(q, d, in.cos, in.sin, RopeDirection::kForward);
   ops_.Rope(k, d, in.cos, in.sin, RopeDirection::kForward);
-  AttentionShape shape{config_.num_heads, config_.num_kv_heads, d, 1.0f / std::sqrt(static_cast<float>(d)), 0,
+  AttentionShape shape{config_.num_heads,     config_.num_kv_heads, d, 1.0f / std::sqrt(static_cast<float>(d)), 0,
                        config_.sliding_window};
   if (cache != nullptr) {
     ops_.ScatterRows(k, cache->rows, cache->k);
@@ -164,9 +165,10 @@ void Decoder::LayerForward(int64_t layer, const Inputs& in, AdapterMode mode, co
   LinearForward(ops_, Group(layer, *weights, GroupKind::kDown), mode, hidden, x_out, 1, scratch);
 }
 
-// dx_aug act [T, H + spare]: the gradient of the layer's output, replaced by that of its input. The spare columns serve the
-// groups whose output is the residual stream (o and down).
-void Decoder::LayerBackward(int64_t layer, const Inputs& in, const LayerActivations& full, Tensor dx_aug, Arena& scratch) {
+// dx_aug act [T, H + spare]: the gradient of the layer's output, replaced by that of its input. The spare columns serve
+// the groups whose output is the residual stream (o and down).
+void Decoder::LayerBackward(int64_t layer, const Inputs& in, const LayerActivations& full, Tensor dx_aug,
+                            Arena& scratch) {
   ArenaScope scope(scratch);
   const LayerLease weights = model_.Acquire(layer);
   const DType act = ops_.activation_dtype();
@@ -197,10 +199,10 @@ void Decoder::LayerBackward(int64_t layer, const Inputs& in, const LayerActivati
     const Tensor d_attn = Reserve(scratch, act, capacity, t, nq);
     const Tensor delta = Reserve(scratch, DType::kF32, capacity, t, config_.num_heads);
     LinearBackward(ops_, o, dx_aug.Cols(0, h + o.spare), rows(full.attn), d_attn, scratch);
-    AttentionShape shape{config_.num_heads, config_.num_kv_heads, d, 1.0f / std::sqrt(static_cast<float>(d)), 0,
+    AttentionShape shape{config_.num_heads,     config_.num_kv_heads, d, 1.0f / std::sqrt(static_cast<float>(d)), 0,
                          config_.sliding_window};
-    ops_.AttentionBackward(d_attn, qkv.Cols(0, nq), qkv.Cols(nq, nk), qkv.Cols(nq + nk, nk), rows(full.attn).Cols(0, nq),
-                           rows(full.lse), in.segments, shape, delta, dq, dk, dv);
+    ops_.AttentionBackward(d_attn, qkv.Cols(0, nq), qkv.Cols(nq, nk), qkv.Cols(nq + nk, nk),
+                           rows(full.attn).Cols(0, nq), rows(full.lse), in.segments, shape, delta, dq, dk, dv);
   }
   ops_.Rope(dq, d, in.cos, in.sin, RopeDirection::kBackward);
   ops_.Rope(dk, d, in.cos, in.sin, RopeDirection::kBackward);
@@ -215,8 +217,8 @@ void Decoder::LayerBackward(int64_t layer, const Inputs& in, const LayerActivati
 }
 
 // Log-probabilities of the wanted rows of x, and with `gradient` their unit gradients. State is laid out in `kept`.
-Decoder::HeadState Decoder::HeadForward(const Inputs& in, const BatchLimits& limits, Tensor x, bool gradient, Arena& kept,
-                                        Arena& scratch) {
+Decoder::HeadState Decoder::HeadForward(const Inputs& in, const BatchLimits& limits, Tensor x, bool gradient,
+                                        Arena& kept, Arena& scratch) {
   const DType act = ops_.activation_dtype();
   const int64_t m = in.logit_rows, h = config_.hidden_size, v = config_.vocab_size;
   HeadState state;
@@ -325,7 +327,8 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
       a = AllocateLayer(layer, limits, scratch);
       a.x_in = kept[layer].x_in;
       LayerForward(layer, in, AdapterMode::kOn, a, Tensor{}, nullptr, scratch);
-      // The recomputation stops before down's product; its input's spare columns are what that product would have written.
+      // The recomputation stops before down's product; its input's spare columns are what that product would have
+      // written.
       const LayerLease weights = model_.Acquire(layer);
       const LinearGroup down = Group(layer, *weights, GroupKind::kDown);
       AdapterColumnsForward(ops_, down, a.h.Rows(0, in.tokens), scratch);

@@ -1,6 +1,6 @@
-// The decoder as plain call sequences over Ops: embedding, blocks, head; forward, recomputation, backward. It holds no weight
-// pointers (layers come by lease) and allocates nothing after its buffers were laid out: the same code on DryOps is the plan.
-// Not here: objectives (they turn log-probabilities into one coefficient per token), optimiser, data.
+// The decoder as plain call sequences over Ops: embedding, blocks, head; forward, recomputation, backward. It holds no
+// weight pointers (layers come by lease) and allocates nothing after its buffers were laid out: the same code on DryOps
+// is the plan. Not here: objectives (they turn log-probabilities into one coefficient per token), optimiser, data.
 #pragma once
 
 #include <functional>
@@ -39,18 +39,19 @@ class Decoder {
   // lora may be null. Model, lora and ops outlive the decoder.
   Decoder(Ops& ops, const Model& model, const Lora* lora, const DecoderOptions& options);
 
-  // log_probs[i] = log p(targets[i] | ...) for the batch's logit rows; forward only. Everything lies in scratch, laid out for
-  // `limits`.
+  // log_probs[i] = log p(targets[i] | ...) for the batch's logit rows; forward only. Everything lies in scratch, laid
+  // out for `limits`.
   void LogProbs(const PackedBatch& batch, const BatchLimits& limits, AdapterMode mode, Arena& scratch,
                 std::span<float> log_probs);
 
   // From log-probabilities to d loss / d log_prob, one per logit row. Called once, between forward and backward.
   using Coefficients = std::function<void(std::span<const float> log_probs, std::span<float> coefficients)>;
   // Adds the gradient of the adapter. Logit rows must be distinct.
-  void ForwardBackward(const PackedBatch& batch, const BatchLimits& limits, Arenas arenas, const Coefficients& coefficients);
+  void ForwardBackward(const PackedBatch& batch, const BatchLimits& limits, Arenas arenas,
+                       const Coefficients& coefficients);
 
-  // Generation: rows of `batch` are new tokens; row i's key and value go to cache row cache_rows[i], and segments' kv rows (and
-  // prefixes) are cache rows. logits [logit_rows, V] to the host, after the model's transform.
+  // Generation: rows of `batch` are new tokens; row i's key and value go to cache row cache_rows[i], and segments' kv
+  // rows (and prefixes) are cache rows. logits [logit_rows, V] to the host, after the model's transform.
   void Logits(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows, KvCache& cache,
               AdapterMode mode, Arena& scratch, std::vector<float>& logits);
   static KvCache AllocateCache(const Ops& ops, const DecoderConfig& config, int64_t rows, Arena& arena);
@@ -66,7 +67,8 @@ class Decoder {
   void LayerForward(int64_t layer, const Inputs& in, AdapterMode mode, const LayerActivations& a, Tensor x_out,
                     const CacheSlot* cache, Arena& scratch);
   void LayerBackward(int64_t layer, const Inputs& in, const LayerActivations& a, Tensor dx_aug, Arena& scratch);
-  HeadState HeadForward(const Inputs& in, const BatchLimits& limits, Tensor x, bool gradient, Arena& kept, Arena& scratch);
+  HeadState HeadForward(const Inputs& in, const BatchLimits& limits, Tensor x, bool gradient, Arena& kept,
+                        Arena& scratch);
   void RunLayersForward(const Inputs& in, const BatchLimits& limits, AdapterMode mode, Tensor x, KvCache* cache,
                         Tensor cache_rows, Arena& scratch);
   LinearGroup Group(int64_t layer, const LayerWeights& weights, GroupKind kind) const;

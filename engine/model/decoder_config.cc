@@ -24,8 +24,8 @@ std::vector<float> RopeInverseFrequencies(const DecoderConfig& config) {
       if (wavelength > low) {
         frequency = static_cast<float>(frequency / scaling.factor);
       } else if (wavelength >= high) {
-        const double smooth = (original / wavelength - scaling.low_freq_factor) /
-                              (scaling.high_freq_factor - scaling.low_freq_factor);
+        const double smooth =
+            (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
         frequency = static_cast<float>((1 - smooth) * frequency / scaling.factor + smooth * frequency);
       }
     }
@@ -36,13 +36,20 @@ std::vector<float> RopeInverseFrequencies(const DecoderConfig& config) {
 
 std::string LinearShortName(LinearKind kind) {
   switch (kind) {
-    case LinearKind::kQ: return "q_proj";
-    case LinearKind::kK: return "k_proj";
-    case LinearKind::kV: return "v_proj";
-    case LinearKind::kO: return "o_proj";
-    case LinearKind::kGate: return "gate_proj";
-    case LinearKind::kUp: return "up_proj";
-    case LinearKind::kDown: return "down_proj";
+    case LinearKind::kQ:
+      return "q_proj";
+    case LinearKind::kK:
+      return "k_proj";
+    case LinearKind::kV:
+      return "v_proj";
+    case LinearKind::kO:
+      return "o_proj";
+    case LinearKind::kGate:
+      return "gate_proj";
+    case LinearKind::kUp:
+      return "up_proj";
+    case LinearKind::kDown:
+      return "down_proj";
   }
   FailInvariant(__FILE__, __LINE__, "linear kind", "");
 }
@@ -56,13 +63,18 @@ LinearShape ShapeOf(const DecoderConfig& config, LinearKind kind) {
   const int64_t q = config.num_heads * config.head_dim;
   const int64_t kv = config.num_kv_heads * config.head_dim;
   switch (kind) {
-    case LinearKind::kQ: return {q, config.hidden_size};
+    case LinearKind::kQ:
+      return {q, config.hidden_size};
     case LinearKind::kK:
-    case LinearKind::kV: return {kv, config.hidden_size};
-    case LinearKind::kO: return {config.hidden_size, q};
+    case LinearKind::kV:
+      return {kv, config.hidden_size};
+    case LinearKind::kO:
+      return {config.hidden_size, q};
     case LinearKind::kGate:
-    case LinearKind::kUp: return {config.intermediate_size, config.hidden_size};
-    case LinearKind::kDown: return {config.hidden_size, config.intermediate_size};
+    case LinearKind::kUp:
+      return {config.intermediate_size, config.hidden_size};
+    case LinearKind::kDown:
+      return {config.hidden_size, config.intermediate_size};
   }
   FailInvariant(__FILE__, __LINE__, "linear kind", "");
 }

@@ -1,5 +1,5 @@
-// What a decoder is: sizes and the switches by which families differ. Read from config.json (engine/io/hf_config.h) or from
-// GGUF metadata (engine/io/gguf_config.h); nothing here touches files.
+// What a decoder is: sizes and the switches by which families differ. Read from config.json (engine/io/hf_config.h) or
+// from GGUF metadata (engine/io/gguf_config.h); nothing here touches files.
 #pragma once
 
 #include <cstdint>

@@ -21,10 +21,10 @@ double UnitDraw(uint64_t seed, uint64_t counter) {
 
 struct Sequence {
   int64_t request = 0;
-  int32_t cache0 = 0;    // first cache row
-  int64_t length = 0;    // tokens in the cache
+  int32_t cache0 = 0;  // first cache row
+  int64_t length = 0;  // tokens in the cache
   int64_t produced = 0;
-  int32_t next = -1;     // sampled, not yet in the cache
+  int32_t next = -1;  // sampled, not yet in the cache
   bool active = true;
 };
 
@@ -56,8 +56,15 @@ class Wave {
   Wave(Decoder& decoder, KvCache& cache, const GenerationLimits& limits, AdapterMode mode, std::span<const int32_t> eos,
        std::span<const GenerationRequest> requests, Arena& scratch, const OnToken& on_token,
        std::vector<FinishReason>& reasons)
-      : decoder_(decoder), cache_(cache), limits_(limits), mode_(mode), eos_(eos), requests_(requests), scratch_(scratch),
-        on_token_(on_token), reasons_(reasons) {}
+      : decoder_(decoder),
+        cache_(cache),
+        limits_(limits),
+        mode_(mode),
+        eos_(eos),
+        requests_(requests),
+        scratch_(scratch),
+        on_token_(on_token),
+        reasons_(reasons) {}
 
   void Run(int64_t first, int64_t count) {
     sequences_.clear();
@@ -155,8 +162,8 @@ absl::StatusOr<std::vector<FinishReason>> Generate(Decoder& decoder, KvCache& ca
     const auto length = static_cast<int64_t>(requests[i].prompt.size());
     if (length == 0) return InvalidArgument("request ", i, ": the prompt has no token");
     if (length + requests[i].sampling.max_new_tokens > limits.context) {
-      return InvalidArgument("request ", i, ": a prompt of ", length, " tokens and ", requests[i].sampling.max_new_tokens,
-                             " new ones exceed the context of ", limits.context);
+      return InvalidArgument("request ", i, ": a prompt of ", length, " tokens and ",
+                             requests[i].sampling.max_new_tokens, " new ones exceed the context of ", limits.context);
     }
   }
   std::vector<FinishReason> reasons(requests.size(), FinishReason::kLength);

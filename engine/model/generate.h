@@ -1,5 +1,5 @@
-// Batched generation with a KV cache: prompts in, new tokens out, token by token through a callback. Greedy or sampled on the
-// host. Not here: text (stop strings and detokenising are the worker's), loading.
+// Batched generation with a KV cache: prompts in, new tokens out, token by token through a callback. Greedy or sampled
+// on the host. Not here: text (stop strings and detokenising are the worker's), loading.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct SamplingOptions {
   int64_t top_k = 0;       // 0: all
   double top_p = 1;
   int64_t max_new_tokens = 128;
-  uint64_t seed = 0;       // a request's draws depend on its seed and position alone, not on its neighbours
+  uint64_t seed = 0;  // a request's draws depend on its seed and position alone, not on its neighbours
 };
 
 struct GenerationRequest {

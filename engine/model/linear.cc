@@ -8,8 +8,8 @@ namespace {
 constexpr Transpose kNo = Transpose::kNo;
 constexpr Transpose kYes = Transpose::kYes;
 
-// W' in scratch, its spare parts filled for `mode`. Without spare columns a weight already stored as activations are is used
-// where it lies.
+// W' in scratch, its spare parts filled for `mode`. Without spare columns a weight already stored as activations are is
+// used where it lies.
 Tensor AugmentedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Arena& scratch) {
   const int64_t n = group.outputs(), k = group.inputs(), spare = group.spare;
   const DType dtype = ops.activation_dtype();
@@ -23,7 +23,10 @@ Tensor AugmentedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Are
     row += weight.rows;
   }
   if (spare == 0) return w;
-  ops.Fill(w.Cols(k, spare), 0);
+  // The block diagonal leaves zeros between its blocks; one block that fills the columns leaves none. Below row n
+  // nothing is read.
+  const bool whole = group.weights.size() == 1 && mode == AdapterMode::kOn && group.adapters->sum_r == spare;
+  if (!whole) ops.Fill(w.Sub(0, n, k, spare), 0);
   if (mode == AdapterMode::kOff) return w;
   int64_t column = 0;
   row = 0;
@@ -64,7 +67,8 @@ void LinearForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor 
   if (spare > 0) {
     const int64_t used = mode == AdapterMode::kOn ? group.adapters->sum_r : 0;
     if (used > 0) {
-      ops.Matmul(x_aug.Cols(0, k), kNo, w.Sub(n, used, 0, k), kYes, x_aug.Cols(k, used), group.lora->layout->config().scale());
+      ops.Matmul(x_aug.Cols(0, k), kNo, w.Sub(n, used, 0, k), kYes, x_aug.Cols(k, used),
+                 group.lora->layout->config().scale());
     }
     if (used < spare) ops.Fill(x_aug.Cols(k + used, spare - used), 0);
   }

@@ -1,7 +1,7 @@
 // A group of frozen linears that share one input, with their adapters folded into the same matrix product.
 //
-// The decoded weights go to scratch as W' [N + R, K + R] (N outputs of the group stacked, K inputs, R spare columns for a summed
-// rank):   W' = [ W  Bd ]   Bd: block diagonal of the B matrices
+// The decoded weights go to scratch as W' [N + R, K + R] (N outputs of the group stacked, K inputs, R spare columns for
+// a summed rank):   W' = [ W  Bd ]   Bd: block diagonal of the B matrices
 //               [ A  .. ]   A:  the stacked A matrices
 // Activations have spare columns too: x' = [x | s x A^T], dy' = [dy | s dy Bd]. Then
 //   forward   y  = x' W'[0:N, :]^T          backward   dx = dy' W'[:, 0:K]
@@ -17,7 +17,10 @@
 
 namespace hone {
 
-enum class AdapterMode : uint8_t { kOn, kOff };  // kOff: the same product with the adapter's columns zero (the reference)
+enum class AdapterMode : uint8_t {
+  kOn,
+  kOff
+};  // kOff: the same product with the adapter's columns zero (the reference)
 
 struct LinearGroup {
   std::span<const WeightView> weights;  // [N_i, K] each
@@ -33,7 +36,8 @@ struct LinearGroup {
 int64_t SpareColumns(const Ops& ops, const Lora* lora, int64_t layer, GroupKind kind);
 
 // y[T, N] <- x W^T (+ adapter) + beta y.  x_aug [T, K + R]: the first K columns are read, the spare ones written.
-void LinearForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor x_aug, Tensor y, float beta, Arena& scratch);
+void LinearForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor x_aug, Tensor y, float beta,
+                   Arena& scratch);
 
 // What LinearForward writes beside x, without the product itself: [s x A^T | 0].
 void AdapterColumnsForward(Ops& ops, const LinearGroup& group, Tensor x_aug, Arena& scratch);

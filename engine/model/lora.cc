@@ -35,10 +35,14 @@ Tensor Flat(Tensor vector, int64_t offset, int64_t rows, int64_t cols) {
 
 std::span<const LinearKind> MembersOf(GroupKind group) {
   switch (group) {
-    case GroupKind::kQkv: return kQkvMembers;
-    case GroupKind::kO: return kOMembers;
-    case GroupKind::kGateUp: return kGateUpMembers;
-    case GroupKind::kDown: return kDownMembers;
+    case GroupKind::kQkv:
+      return kQkvMembers;
+    case GroupKind::kO:
+      return kOMembers;
+    case GroupKind::kGateUp:
+      return kGateUpMembers;
+    case GroupKind::kDown:
+      return kDownMembers;
   }
   FailInvariant(__FILE__, __LINE__, "group kind", "");
 }
@@ -51,8 +55,8 @@ absl::StatusOr<LoraLayout> LoraLayout::Create(const DecoderConfig& decoder, cons
   if (config.r < 1) return InvalidArgument("adapter.lora.r: ", config.r, " is not a rank; give at least 1");
   for (int64_t layer : config.layers) {
     if (layer < 0 || layer >= decoder.num_layers) {
-      return InvalidArgument("adapter.lora.layers_to_transform: there is no layer ", layer, "; the model has layers 0 to ",
-                             decoder.num_layers - 1);
+      return InvalidArgument("adapter.lora.layers_to_transform: there is no layer ", layer,
+                             "; the model has layers 0 to ", decoder.num_layers - 1);
     }
   }
   LoraLayout layout;

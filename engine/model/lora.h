@@ -1,7 +1,7 @@
-// LoRA adapters (arXiv 2106.09685): y += s * (x A^T) B^T with A [r, in], B [out, r], s = alpha / r (rsLoRA: alpha / sqrt(r)).
-// All matrices of an adapter live in one flat fp32 vector, and so do their gradients; this file says where. Linears that share
-// an input form a group whose A matrices are stacked ([sum r, in], contiguous), so that one product serves them all.
-// Not here: how they are applied (linear.h), how they are stored on disk (engine/io/peft.h).
+// LoRA adapters (arXiv 2106.09685): y += s * (x A^T) B^T with A [r, in], B [out, r], s = alpha / r (rsLoRA: alpha /
+// sqrt(r)). All matrices of an adapter live in one flat fp32 vector, and so do their gradients; this file says where.
+// Linears that share an input form a group whose A matrices are stacked ([sum r, in], contiguous), so that one product
+// serves them all. Not here: how they are applied (linear.h), how they are stored on disk (engine/io/peft.h).
 #pragma once
 
 #include <array>
@@ -74,7 +74,8 @@ struct Lora {
   Tensor GradStackedA(const LoraGroup& g, int64_t in) const;
 };
 
-// PEFT's default start: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5)), B zero. From the seed alone, matrix by matrix.
+// PEFT's default start: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5)), B zero. From the seed alone, matrix by
+// matrix.
 std::vector<float> InitialLoraValues(const LoraLayout& layout, uint64_t seed);
 
 }  // namespace hone

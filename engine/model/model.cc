@@ -54,8 +54,9 @@ class ModelLoader {
       HONE_ASSIGN_OR_RETURN(weights.linear[kind], Stored(name, true));
     }
     if (config.qkv_bias) {
-      HONE_ASSIGN_OR_RETURN(weights.qkv_bias, Vector({prefix + "self_attn.q_proj.bias", prefix + "self_attn.k_proj.bias",
-                                                      prefix + "self_attn.v_proj.bias"}));
+      HONE_ASSIGN_OR_RETURN(weights.qkv_bias,
+                            Vector({prefix + "self_attn.q_proj.bias", prefix + "self_attn.k_proj.bias",
+                                    prefix + "self_attn.v_proj.bias"}));
     }
     if (config.qk_norm) {
       HONE_ASSIGN_OR_RETURN(weights.q_norm, Vector({prefix + "self_attn.q_norm.weight"}));
@@ -93,7 +94,8 @@ class ModelLoader {
   absl::StatusOr<WeightView> Stored(const std::string& name, bool linear) {
     HONE_ASSIGN_OR_RETURN(const StoredWeight stored, files_.Describe(name));
     parameters_ += stored.rows * stored.cols;
-    if (linear && quantization_ == WeightQuantization::kNf4 && stored.dtype != DType::kNf4) return Quantised(name, stored);
+    if (linear && quantization_ == WeightQuantization::kNf4 && stored.dtype != DType::kNf4)
+      return Quantised(name, stored);
     WeightView view;
     view.dtype = stored.dtype;
     view.rows = stored.rows;
@@ -116,7 +118,8 @@ class ModelLoader {
     if (stored.nested) {
       view.absmax_codes = static_cast<const uint8_t*>(Upload(absmax_codes.data(), stored.blocks));
       view.nested_code = static_cast<const float*>(Upload(nested_code.data(), 256 * sizeof(float)));
-      view.nested_absmax = static_cast<const float*>(Upload(nested_absmax.data(), stored.nested_blocks * sizeof(float)));
+      view.nested_absmax =
+          static_cast<const float*>(Upload(nested_absmax.data(), stored.nested_blocks * sizeof(float)));
     } else {
       view.absmax = static_cast<const float*>(Upload(absmax.data(), stored.blocks * sizeof(float)));
     }

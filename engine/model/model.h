@@ -1,5 +1,5 @@
-// A frozen model in memory: every weight in its stored form, in one arena. Layers are handed out by lease, so that weights may
-// later be streamed or gathered; blocks never keep a weight pointer. Adapters are apart (lora.h).
+// A frozen model in memory: every weight in its stored form, in one arena. Layers are handed out by lease, so that
+// weights may later be streamed or gathered; blocks never keep a weight pointer. Adapters are apart (lora.h).
 #pragma once
 
 #include <array>
@@ -46,8 +46,8 @@ enum class WeightQuantization : uint8_t { kNone, kNf4 };
 class Model : public LayerSource {
  public:
   using LoadProgress = std::function<void(int64_t done, int64_t total)>;
-  // Reads every weight of `files` into `arena` through `ops` (a dry arena: lays them out only). kNf4 quantises the decoder's
-  // linears, not embedding and head.
+  // Reads every weight of `files` into `arena` through `ops` (a dry arena: lays them out only). kNf4 quantises the
+  // decoder's linears, not embedding and head.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const ModelFiles& files, WeightQuantization quantization, Ops& ops,
                                                      Arena& arena, const LoadProgress& progress = nullptr);
   const DecoderConfig& config() const { return config_; }

@@ -91,8 +91,8 @@ double KtoKl(std::span<const ObjectiveExample> group) {
 
 std::unique_ptr<Objective> MakeKto(const v1::JobSpec& resolved) {
   const v1::KtoSpec& kto = resolved.objective().kto();
-  return std::make_unique<Kto>(
-      KtoParams{kto.beta(), kto.desirable_weight(), kto.undesirable_weight(), static_cast<int64_t>(kto.kl_group_size())});
+  return std::make_unique<Kto>(KtoParams{kto.beta(), kto.desirable_weight(), kto.undesirable_weight(),
+                                         static_cast<int64_t>(kto.kl_group_size())});
 }
 
 }  // namespace hone

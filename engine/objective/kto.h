@@ -1,5 +1,6 @@
-// Kahneman-Tversky optimisation (arXiv 2402.01306) as TRL 0.24 defines it. With R = log pi(y|x) - log ref(y|x), sums over the
-// completion, and kl = max(0, mean over the KL group of log pi(y'|x) - log ref(y'|x)), y' another row's completion:
+// Kahneman-Tversky optimisation (arXiv 2402.01306) as TRL 0.24 defines it. With R = log pi(y|x) - log ref(y|x), sums
+// over the completion, and kl = max(0, mean over the KL group of log pi(y'|x) - log ref(y'|x)), y' another row's
+// completion:
 //   desirable:   w_D (1 - sigmoid(beta (R - kl)))        undesirable:   w_U (1 - sigmoid(beta (kl - R)))
 // averaged over the rows of the semantic batch. kl is a constant of the gradient.
 #pragma once

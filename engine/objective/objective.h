@@ -1,6 +1,6 @@
-// An objective turns log-probabilities into one scalar per token: d loss / d log_prob. That is all it does; the head scales rows
-// by it. Pure host arithmetic in double, in the order of the semantic batch, so that execution micro-batches cannot change it.
-// A new objective is a file beside this one and a row in objective.cc's table.
+// An objective turns log-probabilities into one scalar per token: d loss / d log_prob. That is all it does; the head
+// scales rows by it. Pure host arithmetic in double, in the order of the semantic batch, so that execution
+// micro-batches cannot change it. A new objective is a file beside this one and a row in objective.cc's table.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,9 @@ namespace hone {
 struct ObjectiveExample {
   int64_t trained_tokens = 0;
   bool label = true;
-  double reference = 0;            // sum of the trained tokens' log-probabilities, adapters off
-  double mismatched_policy = 0;    // the same of its KL pair (its prompt, another row's completion), adapters on ...
-  double mismatched_reference = 0; // ... and off
+  double reference = 0;             // sum of the trained tokens' log-probabilities, adapters off
+  double mismatched_policy = 0;     // the same of its KL pair (its prompt, another row's completion), adapters on ...
+  double mismatched_reference = 0;  // ... and off
 };
 
 struct ObjectiveNeeds {
@@ -36,7 +36,8 @@ class Objective {
   virtual ObjectiveNeeds needs() const = 0;
   // A semantic batch begins. Counts are known before the step, and so is the loss scale.
   virtual absl::Status Begin(std::span<const ObjectiveExample> examples) = 0;
-  // One example's trained tokens, in any order of examples, each example once. coefficients[t] = d loss / d log_probs[t].
+  // One example's trained tokens, in any order of examples, each example once. coefficients[t] = d loss / d
+  // log_probs[t].
   virtual void Example(int64_t index, std::span<const float> log_probs, std::span<float> coefficients) = 0;
   // loss and the objective's own metrics of the whole batch.
   virtual void Finish(v1::StepRecord& record) const = 0;

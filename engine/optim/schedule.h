@@ -1,5 +1,5 @@
-// Learning rate by step, as transformers' schedulers: warm-up from 0 over ceil(warmup_ratio * steps) steps, then linear or
-// cosine to 0, or constant.
+// Learning rate by step, as transformers' schedulers: warm-up from 0 over ceil(warmup_ratio * steps) steps, then linear
+// or cosine to 0, or constant.
 #pragma once
 
 #include <cstdint>

@@ -9,8 +9,8 @@ namespace {
 
 struct Card {
   std::string_view name;
-  uint64_t mebibytes;     // what the driver gives in all
-  double gemm_flops;      // bf16, fp32 accumulation
+  uint64_t mebibytes;  // what the driver gives in all
+  double gemm_flops;   // bf16, fp32 accumulation
   double bytes_per_second;
 };
 

@@ -1,5 +1,5 @@
-// Cards that can be planned for without having one. Rates rank plans and predict time; they are data-sheet values unless a note
-// in cards.cc says measured.
+// Cards that can be planned for without having one. Rates rank plans and predict time; they are data-sheet values
+// unless a note in cards.cc says measured.
 #pragma once
 
 #include <span>

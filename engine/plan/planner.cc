@@ -34,7 +34,8 @@ RunLimits LimitsOf(const PreparedRun& run, const v1::Plan& plan) {
     CoverAll(limits.forward, launches.mismatched);
   }
   auto forward = [&](const std::vector<const Example*>& examples) {
-    CoverAll(limits.forward, MakeForwardBatches(examples, static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing()));
+    CoverAll(limits.forward,
+             MakeForwardBatches(examples, static_cast<int32_t>(plan.micro_batch_tokens()), plan.packing()));
   };
   forward(ReferenceExamples(run));
   forward(Pointers(run.data.eval.examples));
@@ -193,7 +194,9 @@ void ExplainMisfit(const PreparedRun& run, v1::Plan& plan) {
   if (fixed < budget && run.data.train.longest() > 2) {
     const double share = static_cast<double>(budget - fixed) / static_cast<double>(total - fixed);
     const auto length = static_cast<int64_t>(share * run.data.train.longest());
-    if (length >= 16) plan.add_changes(StrCat("data.max_length: about ", length, " (the longest example has ", run.data.train.longest(), ")"));
+    if (length >= 16)
+      plan.add_changes(
+          StrCat("data.max_length: about ", length, " (the longest example has ", run.data.train.longest(), ")"));
   }
   if (run.spec.model().quantization() == v1::QUANTIZATION_NONE) plan.add_changes("model.quantization: nf4");
 }
@@ -213,7 +216,8 @@ StepLaunches LaunchesOf(const PreparedRun& run, const v1::Plan& plan, std::span<
 
 absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1::Plan& plan) {
   SessionOptions options;
-  options.quantization = run.spec.model().quantization() == v1::QUANTIZATION_NF4 ? WeightQuantization::kNf4 : WeightQuantization::kNone;
+  options.quantization =
+      run.spec.model().quantization() == v1::QUANTIZATION_NF4 ? WeightQuantization::kNf4 : WeightQuantization::kNone;
   HONE_ASSIGN_OR_RETURN(options.lora, LoraConfigFromSpec(run.spec.adapter().lora()));
   options.optimizer = run.spec.optimizer();
   options.decoder.recompute = plan.recompute() == "block" ? Recompute::kBlock : Recompute::kNone;
@@ -224,8 +228,9 @@ absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1:
 
 absl::StatusOr<v1::Plan> MakePlan(const PreparedRun& run, const PlanTarget& target) {
   HONE_ASSIGN_OR_RETURN(const std::vector<Candidate> all, Enumerate(run, target));
-  const uint64_t budget =
-      run.spec.memory().has_vram_budget() ? std::min<uint64_t>(run.spec.memory().vram_budget(), target.free_bytes) : target.free_bytes;
+  const uint64_t budget = run.spec.memory().has_vram_budget()
+                              ? std::min<uint64_t>(run.spec.memory().vram_budget(), target.free_bytes)
+                              : target.free_bytes;
   std::vector<const Candidate*> fitting, every;
   for (const Candidate& candidate : all) {
     every.push_back(&candidate);
@@ -239,13 +244,17 @@ absl::StatusOr<v1::Plan> MakePlan(const PreparedRun& run, const PlanTarget& targ
   plan.set_budget_bytes(budget);
   plan.set_steps(static_cast<uint32_t>(run.steps));
   plan.set_train_tokens(TokensOf(run));
-  plan.set_policy(policy == v1::MEMORY_POLICY_FASTEST ? "fastest" : policy == v1::MEMORY_POLICY_SMALLEST ? "smallest" : "balanced");
-  // On the CPU the arenas lie in host memory; beside them the worker holds its program, the mapped files' pages and the rows.
+  plan.set_policy(policy == v1::MEMORY_POLICY_FASTEST    ? "fastest"
+                  : policy == v1::MEMORY_POLICY_SMALLEST ? "smallest"
+                                                         : "balanced");
+  // On the CPU the arenas lie in host memory; beside them the worker holds its program, the mapped files' pages and the
+  // rows.
   const uint64_t host = uint64_t{64} << 20;
   plan.set_host_bytes(target.backend == BackendKind::kCpu ? plan.bytes().total() + host : host);
-  plan.set_reason(fits ? StrCat(fitting.size(), " of ", all.size(), " plans fit in ", Mebibytes(budget), "; the ", plan.policy(),
-                                " one recomputes ", plan.recompute(), ", launches ", plan.micro_batch_tokens(),
-                                " tokens and ", plan.head_chunk_rows(), " rows of logits at a time")
+  plan.set_reason(fits ? StrCat(fitting.size(), " of ", all.size(), " plans fit in ", Mebibytes(budget), "; the ",
+                                plan.policy(), " one recomputes ", plan.recompute(), ", launches ",
+                                plan.micro_batch_tokens(), " tokens and ", plan.head_chunk_rows(),
+                                " rows of logits at a time")
                        : StrCat("none of ", all.size(), " plans fits in ", Mebibytes(budget), "; the smallest takes ",
                                 Mebibytes(plan.bytes().total())));
   if (!fits) ExplainMisfit(run, plan);

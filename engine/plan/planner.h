@@ -1,5 +1,6 @@
-// The memory plan: which recomputation, micro-batch and head chunk a run uses, and the bytes that takes, found by running the
-// real step on DryOps for each candidate. The run itself then uses exactly the plan. Not here: reserving (train/session.h).
+// The memory plan: which recomputation, micro-batch and head chunk a run uses, and the bytes that takes, found by
+// running the real step on DryOps for each candidate. The run itself then uses exactly the plan. Not here: reserving
+// (train/session.h).
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -18,7 +19,7 @@ struct PlanTarget {
   DType activation_dtype = DType::kF32;
   uint64_t free_bytes = 0;
   uint64_t context_bytes = 0;
-  double gemm_flops = 1e11;       // per second, at large shapes
+  double gemm_flops = 1e11;  // per second, at large shapes
   double bytes_per_second = 1e10;
 };
 

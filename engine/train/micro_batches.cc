@@ -32,7 +32,8 @@ bool HasPrompt(const Example& example) {
 
 void AppendShared(LaunchBatch& batch, uint32_t index, const Example& example, int32_t prompt_row) {
   const int32_t prompt = example.prompt_length;
-  const int32_t row = AppendCompletion(batch.packed, example.ids.data() + prompt, example.length() - prompt, prompt_row, prompt);
+  const int32_t row =
+      AppendCompletion(batch.packed, example.ids.data() + prompt, example.length() - prompt, prompt_row, prompt);
   LogitSlice slice{index, static_cast<int32_t>(batch.packed.targets.size()), 0};
   for (int32_t t = prompt; t < example.length(); ++t) {
     if (!example.trained[t]) continue;

@@ -1,5 +1,5 @@
-// From examples of a semantic batch to what the decoder launches: packed rows and the logit rows of each example. Training
-// batches hold whole documents; forward-only batches compute a prompt that several completions share once.
+// From examples of a semantic batch to what the decoder launches: packed rows and the logit rows of each example.
+// Training batches hold whole documents; forward-only batches compute a prompt that several completions share once.
 #pragma once
 
 #include <span>

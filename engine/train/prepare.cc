@@ -41,9 +41,10 @@ absl::Status OpenText(PreparedRun& run) {
 absl::Status CountSteps(PreparedRun& run) {
   v1::RunSpec& spec = *run.spec.mutable_run();
   const BatchOrder order = run.Order();
-  run.steps = spec.has_max_steps()
-                  ? spec.max_steps()
-                  : static_cast<int64_t>(std::ceil(spec.num_train_epochs() * static_cast<double>(order.steps_per_epoch())));
+  run.steps =
+      spec.has_max_steps()
+          ? spec.max_steps()
+          : static_cast<int64_t>(std::ceil(spec.num_train_epochs() * static_cast<double>(order.steps_per_epoch())));
   if (run.steps < 1) return InvalidArgument("run.num_train_epochs: ", spec.num_train_epochs(), " gives no step");
   spec.set_max_steps(static_cast<uint32_t>(run.steps));
   if (!spec.has_save_steps()) spec.set_save_steps(static_cast<uint32_t>(std::max<int64_t>(1, run.steps / 10)));
@@ -66,10 +67,12 @@ std::vector<const Example*> ReferenceExamples(const PreparedRun& run) {
   std::set<std::pair<std::vector<int32_t>, std::vector<uint8_t>>> seen;
   std::map<std::vector<int32_t>, size_t> prompts;
   std::vector<std::vector<const Example*>> by_prompt;  // in order of first appearance
-  for (const std::vector<Example>* part : {&run.data.train.examples, &run.data.train.kl, &run.data.eval.examples, &run.data.eval.kl}) {
+  for (const std::vector<Example>* part :
+       {&run.data.train.examples, &run.data.train.kl, &run.data.eval.examples, &run.data.eval.kl}) {
     for (const Example& example : *part) {
       if (!seen.emplace(example.ids, example.trained).second) continue;
-      const auto [it, added] = prompts.try_emplace({example.ids.begin(), example.ids.begin() + example.prompt_length}, by_prompt.size());
+      const auto [it, added] =
+          prompts.try_emplace({example.ids.begin(), example.ids.begin() + example.prompt_length}, by_prompt.size());
       if (added) by_prompt.emplace_back();
       by_prompt[it->second].push_back(&example);
     }

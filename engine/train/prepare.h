@@ -1,4 +1,5 @@
-// A spec made ready: model opened, rows read and made into examples, steps counted. What validate, plan and train share.
+// A spec made ready: model opened, rows read and made into examples, steps counted. What validate, plan and train
+// share.
 #pragma once
 
 #include <memory>
@@ -16,9 +17,9 @@ namespace hone {
 struct PreparedRun {
   v1::JobSpec spec;  // resolved, and now also run.max_steps, run.save_steps, model-dependent fields
   std::unique_ptr<ModelFiles> files;
-  std::unique_ptr<Tokenizer> tokenizer;       // null: pre-tokenised rows and no tokenizer
+  std::unique_ptr<Tokenizer> tokenizer;         // null: pre-tokenised rows and no tokenizer
   std::unique_ptr<ChatTemplate> chat_template;  // null: none
-  std::vector<Row> rows;  // train rows, then those of data.eval
+  std::vector<Row> rows;                        // train rows, then those of data.eval
   TrainEvalData data;
   ObjectiveNeeds needs;
   int64_t steps = 0;
@@ -27,12 +28,13 @@ struct PreparedRun {
   int64_t kl_group_size() const;
 };
 
-// Every distinct sequence whose reference log-probability the run needs (policy and mismatched, train and eval), sequences of one
-// prompt next to each other so that a launch computes it once. Empty without a reference. The plan and the pass share this order.
+// Every distinct sequence whose reference log-probability the run needs (policy and mismatched, train and eval),
+// sequences of one prompt next to each other so that a launch computes it once. Empty without a reference. The plan and
+// the pass share this order.
 std::vector<const Example*> ReferenceExamples(const PreparedRun& run);
 
-// A digest of what a spec says of the run: a folder's run may be resumed only by an equal one. Where files lie, the name and the
-// exports do not matter; what is in the files the checkpoint's own digests see to.
+// A digest of what a spec says of the run: a folder's run may be resumed only by an equal one. Where files lie, the
+// name and the exports do not matter; what is in the files the checkpoint's own digests see to.
 std::string SpecIdentity(v1::JobSpec spec);
 
 absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec);

@@ -45,7 +45,8 @@ absl::StatusOr<ReferenceValues> ReferenceLogProbs(const PreparedRun& run, TrainS
                         {&run.data.train.kl, &values.train_kl},
                         {&run.data.eval.examples, &values.eval},
                         {&run.data.eval.kl, &values.eval_kl}};
-  const std::string model = StrCat(run.files->digest(), "/", v1::Quantization_Name(run.spec.model().quantization()), "/", numerics);
+  const std::string model =
+      StrCat(run.files->digest(), "/", v1::Quantization_Name(run.spec.model().quantization()), "/", numerics);
   auto cache = ReferenceCache::Load(cache_path);
   if (!cache.ok()) cache = ReferenceCache();  // damaged: computed again and written anew
 

@@ -22,8 +22,14 @@ absl::StatusOr<Arena> ReserveArena(Backend& backend, const char* name, uint64_t 
 }  // namespace
 
 ArenaSet ArenaSet::Dry() {
-  return {Arena::Dry("weights"),   Arena::Dry("adapter"), Arena::Dry("gradients"),
-          Arena::Dry("optimizer"), Arena::Dry("saved"),   Arena::Dry("scratch"), {}, 0};
+  return {Arena::Dry("weights"),
+          Arena::Dry("adapter"),
+          Arena::Dry("gradients"),
+          Arena::Dry("optimizer"),
+          Arena::Dry("saved"),
+          Arena::Dry("scratch"),
+          {},
+          0};
 }
 
 absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes& bytes) {
@@ -85,8 +91,9 @@ absl::StatusOr<LoraConfig> LoraConfigFromSpec(const v1::LoraSpec& spec) {
   return config;
 }
 
-absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFiles& files, const SessionOptions& options,
-                                                                   Ops& ops, ArenaSet& arenas,
+absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFiles& files,
+                                                                   const SessionOptions& options, Ops& ops,
+                                                                   ArenaSet& arenas,
                                                                    const Model::LoadProgress& progress) {
   HONE_ASSIGN_OR_RETURN(LoraLayout layout, LoraLayout::Create(files.config(), options.lora));
   std::unique_ptr<TrainSession> session(new TrainSession(ops, arenas, options, std::move(layout)));

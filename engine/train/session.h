@@ -1,5 +1,6 @@
-// Everything one run computes with, laid out in arenas: frozen model, adapter, optimiser, decoder. The same code on DryOps with
-// dry arenas is the memory plan (engine/plan); on a real back end it trains. Not here: what order things happen in (trainer.h).
+// Everything one run computes with, laid out in arenas: frozen model, adapter, optimiser, decoder. The same code on
+// DryOps with dry arenas is the memory plan (engine/plan); on a real back end it trains. Not here: what order things
+// happen in (trainer.h).
 #pragma once
 
 #include <memory>
@@ -49,8 +50,8 @@ absl::StatusOr<LoraConfig> LoraConfigFromSpec(const v1::LoraSpec& spec);
 
 class TrainSession {
  public:
-  static absl::StatusOr<std::unique_ptr<TrainSession>> Create(const ModelFiles& files, const SessionOptions& options, Ops& ops,
-                                                              ArenaSet& arenas,
+  static absl::StatusOr<std::unique_ptr<TrainSession>> Create(const ModelFiles& files, const SessionOptions& options,
+                                                              Ops& ops, ArenaSet& arenas,
                                                               const Model::LoadProgress& progress = nullptr);
   // Forward only, in scratch. At most limits.forward.
   void LogProbs(const PackedBatch& batch, AdapterMode mode, std::span<float> log_probs);

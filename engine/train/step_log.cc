@@ -22,7 +22,8 @@ std::string KeptLines(std::string_view text, int64_t last_step) {
     const std::string_view line = text.substr(0, end);
     text.remove_prefix(end + 1);
     const auto parsed = ParseJson(line);
-    if (!parsed.ok() || !parsed->is_object() || !parsed->contains("step") || !(*parsed)["step"].is_number_integer()) continue;
+    if (!parsed.ok() || !parsed->is_object() || !parsed->contains("step") || !(*parsed)["step"].is_number_integer())
+      continue;
     if ((*parsed)["step"].get<int64_t>() <= last_step) kept += StrCat(line, "\n");
   }
   return kept;

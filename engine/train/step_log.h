@@ -1,5 +1,5 @@
-// steps.jsonl: one line a step or evaluation, appended as they happen. On resume, lines past the checkpoint are dropped, so that
-// a resumed run's file equals that of an undisturbed one (times apart).
+// steps.jsonl: one line a step or evaluation, appended as they happen. On resume, lines past the checkpoint are
+// dropped, so that a resumed run's file equals that of an undisturbed one (times apart).
 #pragma once
 
 #include <memory>

@@ -30,7 +30,8 @@ std::string_view Bytes(const std::vector<float>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
 }
 
-absl::StatusOr<std::vector<float>> Floats(const LoadedCheckpoint& checkpoint, const std::string& part, int64_t elements) {
+absl::StatusOr<std::vector<float>> Floats(const LoadedCheckpoint& checkpoint, const std::string& part,
+                                          int64_t elements) {
   const auto found = checkpoint.parts.find(part);
   if (found == checkpoint.parts.end()) return DataLoss(checkpoint.path, ": ", part, " is missing");
   const std::string_view bytes = found->second.bytes();
@@ -101,10 +102,11 @@ absl::Status Trainer::Start() {
   HONE_ASSIGN_OR_RETURN(objective_, MakeObjective(run_.spec));
   HONE_ASSIGN_OR_RETURN(arenas_, ArenaSet::Reserve(backend_, request_.plan.bytes()));
   HONE_ASSIGN_OR_RETURN(const SessionOptions options, OptionsFromPlan(run_, request_.plan));
-  HONE_ASSIGN_OR_RETURN(session_, TrainSession::Create(*run_.files, options, backend_.ops(), arenas_,
-                                                       [this](int64_t done, int64_t total) {
-                                                         EmitProgress(v1::PHASE_LOADING, done, total, run_.files->source());
-                                                       }));
+  HONE_ASSIGN_OR_RETURN(
+      session_,
+      TrainSession::Create(*run_.files, options, backend_.ops(), arenas_, [this](int64_t done, int64_t total) {
+        EmitProgress(v1::PHASE_LOADING, done, total, run_.files->source());
+      }));
   HONE_RETURN_IF_ERROR(MakeDirectories(request_.output_dir));
   return absl::OkStatus();
 }
@@ -128,10 +130,12 @@ absl::Status Trainer::Resume() {
   } else {
     const LoadedCheckpoint& checkpoint = *search.newest;
     const nlohmann::json& state = checkpoint.state;
-    if (state.value("spec_sha256", "") != spec_digest || state.value("data_sha256", "") != DatasetDigest(run_.data.train) ||
+    if (state.value("spec_sha256", "") != spec_digest ||
+        state.value("data_sha256", "") != DatasetDigest(run_.data.train) ||
         state.value("model_digest", "") != run_.files->digest()) {
-      return FailedPrecondition(request_.output_dir, ": its checkpoint at step ", checkpoint.step,
-                                " was made with another spec, data set or model; choose another --output, or remove it");
+      return FailedPrecondition(
+          request_.output_dir, ": its checkpoint at step ", checkpoint.step,
+          " was made with another spec, data set or model; choose another --output, or remove it");
     }
     HONE_ASSIGN_OR_RETURN(const std::vector<float> values, Floats(checkpoint, "adapter.bin", elements));
     HONE_ASSIGN_OR_RETURN(const std::vector<float> m, Floats(checkpoint, "adamw_m.bin", elements));
@@ -151,9 +155,11 @@ absl::Status Trainer::Reference() {
   const auto begin = Clock::now();
   const std::string folder = request_.reference_cache_dir.empty() ? Path("reference") : request_.reference_cache_dir;
   HONE_RETURN_IF_ERROR(MakeDirectories(folder));
-  const std::string numerics = StrCat(BackendKindName(backend_.ops().backend()), "/", DTypeName(backend_.ops().activation_dtype()));
-  const std::string path =
-      StrCat(folder, "/", Sha256Hex(StrCat(run_.files->digest(), DatasetDigest(run_.data.train), DatasetDigest(run_.data.eval))), ".bin");
+  const std::string numerics =
+      StrCat(BackendKindName(backend_.ops().backend()), "/", DTypeName(backend_.ops().activation_dtype()));
+  const std::string path = StrCat(
+      folder, "/",
+      Sha256Hex(StrCat(run_.files->digest(), DatasetDigest(run_.data.train), DatasetDigest(run_.data.eval))), ".bin");
   auto values = ReferenceLogProbs(run_, *session_, request_.plan, numerics, path, [this](int64_t done, int64_t total) {
     EmitProgress(v1::PHASE_REFERENCE, done, total);
     return events_.Poll() == TrainControl::kStop ? absl::CancelledError("stopped") : absl::OkStatus();
@@ -190,7 +196,8 @@ absl::Status Trainer::Step(int64_t step) {
   const auto begin = Clock::now();
   const uint64_t epoch = cursor_.epoch;
   const std::vector<uint32_t> indices = order_.Next(&cursor_);
-  HONE_ASSIGN_OR_RETURN(const auto described, Describe(run_.data.train, indices, reference_.train, reference_.train_kl));
+  HONE_ASSIGN_OR_RETURN(const auto described,
+                        Describe(run_.data.train, indices, reference_.train, reference_.train_kl));
   HONE_RETURN_IF_ERROR(objective_->Begin(described));
   session_->ZeroGradients();
   v1::FromWorker event;
@@ -199,7 +206,8 @@ absl::Status Trainer::Step(int64_t step) {
   for (const LaunchBatch& batch : launches.train) {
     session_->ForwardBackward(batch.packed, [&](std::span<const float> log_probs, std::span<float> coefficients) {
       for (const LogitSlice& slice : batch.slices) {
-        objective_->Example(slice.example, log_probs.subspan(slice.first, slice.count), coefficients.subspan(slice.first, slice.count));
+        objective_->Example(slice.example, log_probs.subspan(slice.first, slice.count),
+                            coefficients.subspan(slice.first, slice.count));
       }
     });
     record.set_tokens(record.tokens() + static_cast<uint64_t>(batch.packed.tokens()));
@@ -207,15 +215,17 @@ absl::Status Trainer::Step(int64_t step) {
   }
   if (step < request_.save_gradients) {
     const std::vector<float> gradients = session_->Download(session_->lora().gradients);
-    HONE_RETURN_IF_ERROR(WriteLoraTensors(StrCat(request_.output_dir, "/gradients-", step, ".safetensors"), session_->layout(), gradients));
+    HONE_RETURN_IF_ERROR(WriteLoraTensors(StrCat(request_.output_dir, "/gradients-", step, ".safetensors"),
+                                          session_->layout(), gradients));
   }
   const double rate = LearningRate(run_.spec.schedule(), run_.spec.optimizer().learning_rate(), step, run_.steps);
   const double norm = session_->OptimizerStep(step, rate);
   objective_->Finish(record);
   record.set_step(static_cast<uint64_t>(step + 1));
   record.set_steps(static_cast<uint64_t>(run_.steps));
-  record.set_epoch(static_cast<double>(epoch) + static_cast<double>(cursor_.epoch > epoch ? run_.data.train.examples.size() : cursor_.position) /
-                                                    static_cast<double>(run_.data.train.examples.size()));
+  record.set_epoch(static_cast<double>(epoch) +
+                   static_cast<double>(cursor_.epoch > epoch ? run_.data.train.examples.size() : cursor_.position) /
+                       static_cast<double>(run_.data.train.examples.size()));
   record.set_learning_rate(rate);
   record.set_grad_norm(norm);
   record.set_fill(1);  // no padding rows on this back end
@@ -223,7 +233,8 @@ absl::Status Trainer::Step(int64_t step) {
   record.set_tokens_per_second(static_cast<double>(record.tokens()) / record.seconds());
   if (!std::isfinite(record.loss()) || !std::isfinite(norm)) {
     return FailedPrecondition("step ", step + 1, ": the loss is ", record.loss(), " and the gradient's norm ", norm,
-                              "; lower optimizer.learning_rate or look at the data; the last checkpoint is of step ", checkpointed_ < 0 ? 0 : checkpointed_);
+                              "; lower optimizer.learning_rate or look at the data; the last checkpoint is of step ",
+                              checkpointed_ < 0 ? 0 : checkpointed_);
   }
   HONE_RETURN_IF_ERROR(step_log_->Append(record));
   outcome_.train_seconds += record.seconds();
@@ -319,7 +330,8 @@ absl::StatusOr<TrainOutcome> Trainer::Run() {
     const bool last = done == run_.steps;
     if (last || (spec.has_eval_steps() && done % spec.eval_steps() == 0)) HONE_RETURN_IF_ERROR(Evaluate(done));
     const TrainControl control = events_.Poll();
-    if (last || control != TrainControl::kContinue || done % spec.save_steps() == 0) HONE_RETURN_IF_ERROR(Checkpoint(done));
+    if (last || control != TrainControl::kContinue || done % spec.save_steps() == 0)
+      HONE_RETURN_IF_ERROR(Checkpoint(done));
     if (control == TrainControl::kStop && !last) {
       outcome_.stopped = true;
       return outcome_;

@@ -1,5 +1,5 @@
-// One run from its first step, or its last checkpoint, to its exports' inputs: order of passes, checkpoints, events. Everything
-// is laid out in the plan's arenas before the first step, and nothing is allocated on the device afterwards.
+// One run from its first step, or its last checkpoint, to its exports' inputs: order of passes, checkpoints, events.
+// Everything is laid out in the plan's arenas before the first step, and nothing is allocated on the device afterwards.
 #pragma once
 
 #include <functional>
@@ -34,17 +34,18 @@ struct TrainRequest {
 };
 
 struct TrainOutcome {
-  bool stopped = false;   // by TrainControl::kStop; a checkpoint of last_step is there
-  int64_t last_step = 0;  // steps done
-  double train_seconds = 0;      // in steps, this process
+  bool stopped = false;      // by TrainControl::kStop; a checkpoint of last_step is there
+  int64_t last_step = 0;     // steps done
+  double train_seconds = 0;  // in steps, this process
   double reference_seconds = 0;
-  uint64_t tokens = 0;           // policy tokens trained on in this process
+  uint64_t tokens = 0;  // policy tokens trained on in this process
   v1::StepRecord last_record;
   std::optional<v1::EvalRecord> last_eval;
   v1::MemoryUse memory;
 };
 
-// Resumes from the newest valid checkpoint in output_dir if there is one. Writes adapter/ (PEFT) when all steps are done.
+// Resumes from the newest valid checkpoint in output_dir if there is one. Writes adapter/ (PEFT) when all steps are
+// done.
 absl::StatusOr<TrainOutcome> Train(const TrainRequest& request, Backend& backend, TrainEvents& events);
 
 }  // namespace hone

@@ -14,7 +14,8 @@ absl::StatusOr<DeviceChoice> ResolveDevice(const DeviceChoice& wanted) {
     return InvalidArgument("run.precision: bf16 is computed on CUDA only; write fp32 or auto for the CPU");
   }
   if (choice.device == v1::DEVICE_CUDA && !CudaBuilt()) {
-    return FailedPrecondition("run.device: this build has no CUDA back end; write cpu or auto, or build with HONE_CUDA=ON");
+    return FailedPrecondition(
+        "run.device: this build has no CUDA back end; write cpu or auto, or build with HONE_CUDA=ON");
   }
   return choice;
 }

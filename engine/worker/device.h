@@ -15,8 +15,8 @@ struct DeviceChoice {
   int threads = 0;  // CPU; 0: all
 };
 
-// AUTO becomes the CPU (until training runs on CUDA); AUTO precision becomes fp32 on the CPU and bf16 on CUDA. bf16 on the CPU
-// and devices this build or machine lacks are errors that say what to write instead.
+// AUTO becomes the CPU (until training runs on CUDA); AUTO precision becomes fp32 on the CPU and bf16 on CUDA. bf16 on
+// the CPU and devices this build or machine lacks are errors that say what to write instead.
 absl::StatusOr<DeviceChoice> ResolveDevice(const DeviceChoice& wanted);
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const DeviceChoice& resolved);
 

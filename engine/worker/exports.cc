@@ -107,20 +107,22 @@ absl::StatusOr<nlohmann::ordered_json> ExportJob(const ModelFiles& files, const 
     HONE_ASSIGN_OR_RETURN(const auto written, ExportMerged(files, delta, chosen->dtype, output));
     for (const FileReceipt& file : written) receipt["files"].push_back(FileRow(file));
   }
-  // Compared with the base as it was trained on, except that a merge of a base quantised at load starts from its 16-bit form.
+  // Compared with the base as it was trained on, except that a merge of a base quantised at load starts from its 16-bit
+  // form.
   HONE_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFiles> exported, ModelFiles::Open(output));
   HONE_ASSIGN_OR_RETURN(const auto expected, InferenceSession::Open(backend, files, delta));
   HONE_ASSIGN_OR_RETURN(const auto actual, InferenceSession::Open(backend, *exported, nullptr));
   HONE_ASSIGN_OR_RETURN(const double difference, LargestLogitDifference(*expected, *actual, files));
   receipt["base"] = files.Quantization() == "none" ? StrCat("stored weights as ", chosen->base)
-                                                    : StrCat(files.Quantization(), " decoded, then ", chosen->base);
+                                                   : StrCat(files.Quantization(), " decoded, then ", chosen->base);
   if (quantization == WeightQuantization::kNf4) {
-    receipt["note"] = "trained on NF4 of this base; merged into its weights as stored, so it differs from training by NF4's error";
+    receipt["note"] =
+        "trained on NF4 of this base; merged into its weights as stored, so it differs from training by NF4's error";
   }
   receipt["largest_logit_difference"] = difference;
   if (chosen->dtype == DType::kF32 && difference > kExactTolerance && backend.ops().activation_dtype() == DType::kF32) {
-    return Internal("export ", format, ": its logits differ from base + adapter by ", difference, ", more than ", kExactTolerance,
-                    "; the files in ", output, " are not to be used");
+    return Internal("export ", format, ": its logits differ from base + adapter by ", difference, ", more than ",
+                    kExactTolerance, "; the files in ", output, " are not to be used");
   }
   return receipt;
 }

@@ -1,5 +1,5 @@
-// What an export must show before it is called done: its logits against those of base + adapter, on texts of the model's own
-// tokenizer. Writing the files is engine/io's.
+// What an export must show before it is called done: its logits against those of base + adapter, on texts of the
+// model's own tokenizer. Writing the files is engine/io's.
 #pragma once
 
 #include <vector>

@@ -129,9 +129,9 @@ absl::StatusOr<std::vector<float>> InferenceSession::Logits(const std::vector<in
   const BatchLimits limits{count, count, 1};
   std::vector<float> logits;
   HONE_ASSIGN_OR_RETURN(const uint64_t bytes, DryScratch([&](Decoder& decoder, Arena& scratch) {
-    std::vector<float> unused;
-    decoder.Logits(batch, limits, rows, cache_, mode, scratch, unused);
-  }));
+                          std::vector<float> unused;
+                          decoder.Logits(batch, limits, rows, cache_, mode, scratch, unused);
+                        }));
   HONE_RETURN_IF_ERROR(EnsureScratch(bytes));
   decoder_->Logits(batch, limits, rows, cache_, mode, scratch_, logits);
   return logits;
@@ -150,9 +150,9 @@ absl::StatusOr<std::vector<float>> InferenceSession::Score(const std::vector<int
   if (log_probs.empty()) return log_probs;
   const BatchLimits limits{count, count - 1, 1};
   HONE_ASSIGN_OR_RETURN(const uint64_t bytes, DryScratch([&](Decoder& decoder, Arena& scratch) {
-    std::vector<float> unused(log_probs.size());
-    decoder.LogProbs(batch, limits, mode, scratch, unused);
-  }));
+                          std::vector<float> unused(log_probs.size());
+                          decoder.LogProbs(batch, limits, mode, scratch, unused);
+                        }));
   HONE_RETURN_IF_ERROR(EnsureScratch(bytes));
   decoder_->LogProbs(batch, limits, mode, scratch_, log_probs);
   return log_probs;
@@ -175,15 +175,15 @@ absl::StatusOr<std::vector<FinishReason>> InferenceSession::Run(std::span<const 
   }
   HONE_RETURN_IF_ERROR(EnsureCache(limits));
   HONE_ASSIGN_OR_RETURN(const uint64_t bytes, DryScratch([&](Decoder& decoder, Arena& scratch) {
-    PackedBatch batch;
-    const int32_t id = 0;
-    AppendDocument(batch, &id, 1);
-    batch.logit_rows.push_back(0);
-    batch.targets.push_back(0);
-    std::vector<float> logits;
-    const std::vector<int32_t> rows = {0};
-    decoder.Logits(batch, LaunchLimits(limits), rows, cache_, mode, scratch, logits);
-  }));
+                          PackedBatch batch;
+                          const int32_t id = 0;
+                          AppendDocument(batch, &id, 1);
+                          batch.logit_rows.push_back(0);
+                          batch.targets.push_back(0);
+                          std::vector<float> logits;
+                          const std::vector<int32_t> rows = {0};
+                          decoder.Logits(batch, LaunchLimits(limits), rows, cache_, mode, scratch, logits);
+                        }));
   HONE_RETURN_IF_ERROR(EnsureScratch(bytes));
   return Generate(*decoder_, cache_, limits, mode, config().eos_token_ids, requests, scratch_, on_token);
 }

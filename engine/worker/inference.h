@@ -1,5 +1,6 @@
-// A model, and maybe an adapter, ready to score and to generate: what the worker's verbs and the export's comparison use.
-// Memory is laid out by a dry run for the limits asked for; a larger request lays scratch out anew (training never does).
+// A model, and maybe an adapter, ready to score and to generate: what the worker's verbs and the export's comparison
+// use. Memory is laid out by a dry run for the limits asked for; a larger request lays scratch out anew (training never
+// does).
 #pragma once
 
 #include <memory>
@@ -19,9 +20,9 @@ namespace hone {
 class InferenceSession {
  public:
   // adapter may be null. The backend and files outlive the session.
-  static absl::StatusOr<std::unique_ptr<InferenceSession>> Open(Backend& backend, const ModelFiles& files,
-                                                                const LoraAdapter* adapter,
-                                                                WeightQuantization quantization = WeightQuantization::kNone);
+  static absl::StatusOr<std::unique_ptr<InferenceSession>> Open(
+      Backend& backend, const ModelFiles& files, const LoraAdapter* adapter,
+      WeightQuantization quantization = WeightQuantization::kNone);
   // log p of each token after the first, given those before it.
   absl::StatusOr<std::vector<float>> Score(const std::vector<int32_t>& ids, AdapterMode mode = AdapterMode::kOn);
   // Raw logits of every position, [ids, vocab] row after row.
@@ -51,8 +52,8 @@ class InferenceSession {
   int64_t cache_rows_ = 0;
 };
 
-// Adapters as one flat vector for the decoder. Where ranks or scales differ they are padded to the largest rank and scales go
-// into B.
+// Adapters as one flat vector for the decoder. Where ranks or scales differ they are padded to the largest rank and
+// scales go into B.
 struct FlatAdapter {
   LoraConfig config;
   std::vector<float> values;  // as LoraLayout::Create(decoder, config) lays them out

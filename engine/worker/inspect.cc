@@ -44,7 +44,10 @@ absl::StatusOr<nlohmann::ordered_json> InspectModel(const std::string& source) {
     uint64_t elements = 1;
     for (int64_t extent : tensor.shape) elements *= static_cast<uint64_t>(extent);
     parameters += elements;
-    tensors.push_back({{"name", EscapeForDisplay(tensor.name)}, {"type", tensor.type}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
+    tensors.push_back({{"name", EscapeForDisplay(tensor.name)},
+                       {"type", tensor.type},
+                       {"shape", tensor.shape},
+                       {"bytes", tensor.bytes}});
   }
   out["parameters"] = parameters;
   out["bytes"] = bytes;

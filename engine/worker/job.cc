@@ -103,10 +103,12 @@ nlohmann::ordered_json ResultOf(const PreparedRun& run, const v1::Plan& plan, co
   result["step_seconds"] = outcome.train_seconds;
   result["reference_seconds"] = outcome.reference_seconds;
   result["tokens"] = outcome.tokens;
-  result["tokens_per_second"] =
-      outcome.train_seconds > 0 ? static_cast<double>(outcome.tokens) / (outcome.train_seconds + outcome.reference_seconds) : 0.0;
+  result["tokens_per_second"] = outcome.train_seconds > 0 ? static_cast<double>(outcome.tokens) /
+                                                                (outcome.train_seconds + outcome.reference_seconds)
+                                                          : 0.0;
   result["last_step"] = nlohmann::ordered_json::parse(MessageToJson(outcome.last_record));
-  if (outcome.last_eval.has_value()) result["last_eval"] = nlohmann::ordered_json::parse(MessageToJson(*outcome.last_eval));
+  if (outcome.last_eval.has_value())
+    result["last_eval"] = nlohmann::ordered_json::parse(MessageToJson(*outcome.last_eval));
   result["plan"] = nlohmann::ordered_json::parse(MessageToJson(plan));
   result["memory"] = nlohmann::ordered_json::parse(MessageToJson(outcome.memory));
   result["model"] = run.files->source();
@@ -148,10 +150,13 @@ std::string ExportPath(const std::string& format) {
 }  // namespace
 
 absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides) {
-  if (!spec.has_model() || spec.model().source().empty()) return FieldError("model.source", "required; give a path to a model");
-  if (!spec.has_data() || spec.data().train().empty()) return FieldError("data.train", "required; give a path to training rows");
+  if (!spec.has_model() || spec.model().source().empty())
+    return FieldError("model.source", "required; give a path to a model");
+  if (!spec.has_data() || spec.data().train().empty())
+    return FieldError("data.train", "required; give a path to training rows");
   if (!IsModelPath(spec.model().source())) {
-    return FieldError("model.source", StrCat("'", spec.model().source(), "' is a registry name; by hand give a path (with a slash)"));
+    return FieldError("model.source",
+                      StrCat("'", spec.model().source(), "' is a registry name; by hand give a path (with a slash)"));
   }
   spec.mutable_model()->set_source(AbsolutePath(spec.model().source()));
   spec.mutable_data()->set_train(AbsolutePath(spec.data().train()));
@@ -178,7 +183,8 @@ nlohmann::ordered_json JobReport(const PreparedRun& run) {
   return report;
 }
 
-absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& device, uint64_t budget_bytes, int threads) {
+absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& device, uint64_t budget_bytes,
+                                 int threads) {
   DeviceChoice choice{run.spec.run().device(), run.spec.run().precision(), threads};
   if (device == "cpu") choice = {v1::DEVICE_CPU, v1::PRECISION_AUTO, threads};
   if (device == "cuda") choice = {v1::DEVICE_CUDA, v1::PRECISION_AUTO, threads};
@@ -231,8 +237,8 @@ absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOp
     event.mutable_progress()->set_detail(format);
     events.Emit(event);
     HONE_ASSIGN_OR_RETURN(const nlohmann::ordered_json receipt,
-                          ExportJob(*run.files, options.output_dir + "/adapter", format, options.output_dir + "/" + path,
-                                    *backend, quantization));
+                          ExportJob(*run.files, options.output_dir + "/adapter", format,
+                                    options.output_dir + "/" + path, *backend, quantization));
     result.result["exports"].push_back(receipt);
   }
   HONE_RETURN_IF_ERROR(WriteFileDurably(options.output_dir + "/result.json", result.result.dump(2) + "\n"));

@@ -1,5 +1,5 @@
-// The whole of a job as functions: validate, plan, train with its exports, export alone. The verbs and the daemon's channel share
-// them. Not here: command lines (verbs.h) and the channel (serve.h).
+// The whole of a job as functions: validate, plan, train with its exports, export alone. The verbs and the daemon's
+// channel share them. Not here: command lines (verbs.h) and the channel (serve.h).
 #pragma once
 
 #include <optional>
@@ -42,10 +42,12 @@ struct TrainJobResult {
   std::vector<v1::Artifact> artifacts;
 };
 
-// Trains, or resumes output_dir if its resolved spec is equal (else refuses), then exports. One process at a time per folder.
+// Trains, or resumes output_dir if its resolved spec is equal (else refuses), then exports. One process at a time per
+// folder.
 absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOptions& options, TrainEvents& events);
 
-// One export with its receipt: files, sha256, and the largest difference of logits between base + adapter and what was written.
+// One export with its receipt: files, sha256, and the largest difference of logits between base + adapter and what was
+// written.
 absl::StatusOr<nlohmann::ordered_json> ExportJob(const ModelFiles& files, const std::string& adapter_dir,
                                                  const std::string& format, const std::string& output, Backend& backend,
                                                  std::optional<WeightQuantization> quantization = std::nullopt);

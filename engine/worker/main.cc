@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "honed-worker: %s\n", std::string(blas.message()).c_str());
     return 1;
   }
-  CLI::App app("honed-worker: inspects, trains and runs models. JSON lines in on stdin, JSON lines out on stdout.", "honed-worker");
+  CLI::App app("honed-worker: inspects, trains and runs models. JSON lines in on stdin, JSON lines out on stdout.",
+               "honed-worker");
   app.require_subcommand(1);
   app.set_version_flag("--version", hone::StrCat("honed-worker ", hone::BuildVersion(), " (", hone::BuildId(), ")"));
   int exit_code = 0;

@@ -35,7 +35,8 @@ class Channel {
     std::string bytes;
     HONE_ASSIGN_OR_RETURN(const bool more, ReadFrame(fd_, &bytes));
     v1::ToWorker message;
-    if (!more || !message.ParseFromString(bytes) || !message.has_assign()) return DataLoss("the daemon sent no assignment");
+    if (!more || !message.ParseFromString(bytes) || !message.has_assign())
+      return DataLoss("the daemon sent no assignment");
     return message.assign();
   }
 
@@ -142,7 +143,8 @@ absl::Status RunPlan(const v1::Assign& assign, Channel& channel) {
 absl::Status RunGenerate(const v1::Assign& assign, Channel& channel) {
   const v1::Run& run = assign.runs(0);
   HONE_ASSIGN_OR_RETURN(const auto files, ModelFiles::Open(run.model_path()));
-  HONE_ASSIGN_OR_RETURN(const DeviceChoice device, ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
+  HONE_ASSIGN_OR_RETURN(const DeviceChoice device,
+                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend(device));
   std::optional<LoraAdapter> adapter;
   if (!run.adapter_path().empty()) {
@@ -163,27 +165,35 @@ absl::Status RunGenerate(const v1::Assign& assign, Channel& channel) {
 absl::Status RunExport(const v1::Assign& assign, Channel& channel) {
   const v1::Run& run = assign.runs(0);
   HONE_ASSIGN_OR_RETURN(const auto files, ModelFiles::Open(run.model_path()));
-  HONE_ASSIGN_OR_RETURN(const DeviceChoice device, ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
+  HONE_ASSIGN_OR_RETURN(const DeviceChoice device,
+                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend(device));
-  HONE_ASSIGN_OR_RETURN(const auto receipt, ExportJob(*files, run.adapter_path(), run.format(), run.output_dir(), *backend));
+  HONE_ASSIGN_OR_RETURN(const auto receipt,
+                        ExportJob(*files, run.adapter_path(), run.format(), run.output_dir(), *backend));
   SendReport(channel, receipt);
   return absl::OkStatus();
 }
 
 absl::Status RunVerb(const v1::Assign& assign, Channel& channel, v1::Done& done) {
-  if (assign.runs_size() != 1) return Unimplemented("runs: exactly one run an assignment so far, got ", assign.runs_size());
+  if (assign.runs_size() != 1)
+    return Unimplemented("runs: exactly one run an assignment so far, got ", assign.runs_size());
   switch (assign.verb()) {
-    case v1::VERB_TRAIN: return RunTrain(assign, channel, done);
+    case v1::VERB_TRAIN:
+      return RunTrain(assign, channel, done);
     case v1::VERB_PLAN:
-    case v1::VERB_VALIDATE: return RunPlan(assign, channel);
+    case v1::VERB_VALIDATE:
+      return RunPlan(assign, channel);
     case v1::VERB_INSPECT: {
       HONE_ASSIGN_OR_RETURN(const auto report, InspectModel(assign.runs(0).model_path()));
       SendReport(channel, report);
       return absl::OkStatus();
     }
-    case v1::VERB_GENERATE: return RunGenerate(assign, channel);
-    case v1::VERB_EXPORT: return RunExport(assign, channel);
-    default: return Unimplemented("verb ", static_cast<int>(assign.verb()), " is not known to this worker");
+    case v1::VERB_GENERATE:
+      return RunGenerate(assign, channel);
+    case v1::VERB_EXPORT:
+      return RunExport(assign, channel);
+    default:
+      return Unimplemented("verb ", static_cast<int>(assign.verb()), " is not known to this worker");
   }
 }
 

@@ -69,7 +69,8 @@ absl::StatusOr<std::unique_ptr<TextSession>> TextSession::Open(Backend& backend,
   HONE_ASSIGN_OR_RETURN(session->inference_, InferenceSession::Open(backend, files, adapter));
   if (auto tokenizer = files.OpenTokenizer(); tokenizer.ok()) session->tokenizer_ = *std::move(tokenizer);
   if (files.chat_template().empty()) {
-    session->template_error_ = FailedPrecondition("the model has no chat template; give prompt or ids instead of messages");
+    session->template_error_ =
+        FailedPrecondition("the model has no chat template; give prompt or ids instead of messages");
     return session;
   }
   auto parsed = ChatTemplate::Parse(files.chat_template(), files.template_tokens());
@@ -86,7 +87,8 @@ absl::StatusOr<GenerationRequest> TextSession::Prepare(const v1::GenerateRequest
   sampling.top_p = request.has_top_p() ? request.top_p() : 1;
   sampling.max_new_tokens = request.has_max_new_tokens() ? request.max_new_tokens() : 128;
   sampling.seed = request.seed();
-  if (!(sampling.temperature >= 0 && sampling.temperature <= 100)) return InvalidArgument("temperature: expected 0 to 100");
+  if (!(sampling.temperature >= 0 && sampling.temperature <= 100))
+    return InvalidArgument("temperature: expected 0 to 100");
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) return InvalidArgument("top_p: expected more than 0, at most 1");
   if (sampling.max_new_tokens < 1) return InvalidArgument("max_new_tokens: expected at least 1");
   if (request.has_ids()) {
@@ -99,7 +101,8 @@ absl::StatusOr<GenerationRequest> TextSession::Prepare(const v1::GenerateRequest
     out.prompt = std::move(encoding.ids);
     return out;
   }
-  if (request.input_case() != v1::GenerateRequest::kMessagesJson) return InvalidArgument("give prompt, messages or ids");
+  if (request.input_case() != v1::GenerateRequest::kMessagesJson)
+    return InvalidArgument("give prompt, messages or ids");
   HONE_RETURN_IF_ERROR(template_error_);
   HONE_RETURN_IF_ERROR(ParseJson(request.messages_json()).status());
   RenderRequest render;
@@ -170,7 +173,8 @@ absl::StatusOr<v1::GenerateRequest> GenerateRequestFromJson(std::string_view lin
   v1::GenerateRequest request;
   request.set_use_adapter(true);
   auto number = [](const nlohmann::ordered_json& value, const std::string& key, auto set) -> absl::Status {
-    if (!value.is_number() || (value.is_number() && value.get<double>() < 0)) return InvalidArgument(key, ": expected a number of at least 0");
+    if (!value.is_number() || (value.is_number() && value.get<double>() < 0))
+      return InvalidArgument(key, ": expected a number of at least 0");
     set(value);
     return absl::OkStatus();
   };
@@ -203,12 +207,15 @@ absl::StatusOr<v1::GenerateRequest> GenerateRequestFromJson(std::string_view lin
     } else if (key == "seed") {
       status = number(value, key, [&](const auto& v) { request.set_seed(v.template get<uint64_t>()); });
     } else {
-      return InvalidArgument("'", key, "': unknown, or of the wrong type; known are prompt, messages, ids, temperature, top_k, top_p, "
-                             "max_new_tokens, seed, stop");
+      return InvalidArgument(
+          "'", key,
+          "': unknown, or of the wrong type; known are prompt, messages, ids, temperature, top_k, top_p, "
+          "max_new_tokens, seed, stop");
     }
     HONE_RETURN_IF_ERROR(status);
   }
-  if (request.input_case() == v1::GenerateRequest::INPUT_NOT_SET) return InvalidArgument("give prompt, messages or ids");
+  if (request.input_case() == v1::GenerateRequest::INPUT_NOT_SET)
+    return InvalidArgument("give prompt, messages or ids");
   return request;
 }
 

@@ -18,8 +18,8 @@ class TextSession {
   static absl::StatusOr<std::unique_ptr<TextSession>> Open(Backend& backend, const ModelFiles& files,
                                                            const LoraAdapter* adapter);
   using OnChunk = std::function<void(const v1::GenerateChunk& chunk)>;
-  // Answers all requests together, batched; each ends with a chunk whose done is set. A request at fault gets error_code and
-  // error_message in its chunk, the others go on.
+  // Answers all requests together, batched; each ends with a chunk whose done is set. A request at fault gets
+  // error_code and error_message in its chunk, the others go on.
   void Answer(const std::vector<v1::GenerateRequest>& requests, const OnChunk& on_chunk);
   InferenceSession& inference() { return *inference_; }
 

@@ -1,5 +1,6 @@
-// The worker's command line, verb by verb: JSON lines in on stdin, JSON lines out on stdout in the same order, logs on stderr.
-// A line at fault gives {"error": ...} and the next is read; an error of the whole run goes to stderr with exit code 1.
+// The worker's command line, verb by verb: JSON lines in on stdin, JSON lines out on stdout in the same order, logs on
+// stderr. A line at fault gives {"error": ...} and the next is read; an error of the whole run goes to stderr with exit
+// code 1.
 #pragma once
 
 #include <memory>

@@ -15,7 +15,8 @@
 namespace hone {
 namespace {
 
-absl::StatusOr<PreparedRun> PrepareSpec(const std::string& path, const DeviceFlags& device, const std::vector<std::string>& sets) {
+absl::StatusOr<PreparedRun> PrepareSpec(const std::string& path, const DeviceFlags& device,
+                                        const std::vector<std::string>& sets) {
   HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
   SpecPositions positions;
   HONE_ASSIGN_OR_RETURN(v1::JobSpec spec, SpecFromYaml(text, path, &positions));
@@ -52,12 +53,11 @@ int PlanVerb(const JobFlags& flags) {
 volatile std::sig_atomic_t stop_requested = 0;
 void RequestStop(int) { stop_requested = 1; }
 
-// Events as lines {"step": {...}}, {"progress": {...}}, ...; Ctrl-C or SIGTERM: finish the step, write a checkpoint, end.
+// Events as lines {"step": {...}}, {"progress": {...}}, ...; Ctrl-C or SIGTERM: finish the step, write a checkpoint,
+// end.
 class PrintedEvents : public TrainEvents {
  public:
-  void Emit(const v1::FromWorker& event) override {
-    PrintLine(nlohmann::ordered_json::parse(MessageToJson(event)));
-  }
+  void Emit(const v1::FromWorker& event) override { PrintLine(nlohmann::ordered_json::parse(MessageToJson(event))); }
   TrainControl Poll() override { return stop_requested != 0 ? TrainControl::kStop : TrainControl::kContinue; }
 };
 
@@ -75,7 +75,8 @@ int TrainVerb(const JobFlags& flags) {
   const auto result = TrainJob(*run, options, events);
   if (!result.ok()) return Fail(result.status());
   if (result->stopped) {
-    std::fprintf(stderr, "stopped after step %lld; the same command resumes\n", static_cast<long long>(result->last_step));
+    std::fprintf(stderr, "stopped after step %lld; the same command resumes\n",
+                 static_cast<long long>(result->last_step));
     return 3;
   }
   PrintLine({{"result", result->result}});
@@ -85,7 +86,8 @@ int TrainVerb(const JobFlags& flags) {
 std::shared_ptr<JobFlags> AddJobFlags(CLI::App* verb, bool with_device) {
   auto flags = std::make_shared<JobFlags>();
   verb->add_option("--spec", flags->spec, "A job file (YAML or JSON)")->required();
-  verb->add_option("--set", flags->sets, "path=value over the job file, such as optimizer.learning_rate=5e-5")->allow_extra_args(false);
+  verb->add_option("--set", flags->sets, "path=value over the job file, such as optimizer.learning_rate=5e-5")
+      ->allow_extra_args(false);
   flags->device.Add(verb, with_device);
   return flags;
 }
@@ -108,7 +110,8 @@ void AddJobVerbs(CLI::App& app, int* exit_code) {
     CLI::App* verb = app.add_subcommand("train", "Train a job here, or resume it; prints events");
     auto flags = AddJobFlags(verb, true);
     verb->add_option("--output", flags->output, "Folder for checkpoints, adapter and exports")->required();
-    verb->add_option("--save-gradients", flags->save_gradients, "Write the initial adapter and the gradients of the first N steps");
+    verb->add_option("--save-gradients", flags->save_gradients,
+                     "Write the initial adapter and the gradients of the first N steps");
     verb->callback([=] { *exit_code = TrainVerb(*flags); });
   }
   {

@@ -73,7 +73,8 @@ int GenerateVerb(const ModelFlags& flags) {
     while ((requests.empty() || (answers.size() < kMostTogether && reader.Ready())) && reader.Next(&line)) {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       auto request = GenerateRequestFromJson(line);
-      answers.push_back(request.ok() ? nlohmann::ordered_json{{"text", ""}, {"ids", nlohmann::ordered_json::array()}} : ErrorLine(request.status()));
+      answers.push_back(request.ok() ? nlohmann::ordered_json{{"text", ""}, {"ids", nlohmann::ordered_json::array()}}
+                                     : ErrorLine(request.status()));
       if (!request.ok()) {
         if (requests.empty()) break;
         continue;
@@ -107,7 +108,8 @@ int Export(const ModelFlags& flags, const std::string& format, const std::string
 
 std::shared_ptr<ModelFlags> AddModelFlags(CLI::App* verb) {
   auto flags = std::make_shared<ModelFlags>();
-  verb->add_option("--model", flags->model, "A Hugging Face folder, a .gguf file or random:DIR/config.json")->required();
+  verb->add_option("--model", flags->model, "A Hugging Face folder, a .gguf file or random:DIR/config.json")
+      ->required();
   verb->add_option("--adapter", flags->adapter, "A PEFT LoRA folder");
   flags->device.Add(verb);
   return flags;
@@ -122,12 +124,14 @@ void AddModelVerbs(CLI::App& app, int* exit_code) {
     verb->callback([=] { *exit_code = Score(*flags); });
   }
   {
-    CLI::App* verb = app.add_subcommand("generate", "{\"prompt\" | \"messages\" | \"ids\", ...} -> {\"text\", \"ids\", \"finish_reason\"}");
+    CLI::App* verb = app.add_subcommand(
+        "generate", "{\"prompt\" | \"messages\" | \"ids\", ...} -> {\"text\", \"ids\", \"finish_reason\"}");
     auto flags = AddModelFlags(verb);
     verb->callback([=] { *exit_code = GenerateVerb(*flags); });
   }
   {
-    CLI::App* verb = app.add_subcommand("export", "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0; prints the receipt");
+    CLI::App* verb = app.add_subcommand(
+        "export", "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0; prints the receipt");
     auto flags = AddModelFlags(verb);
     auto format = std::make_shared<std::string>();
     auto output = std::make_shared<std::string>();

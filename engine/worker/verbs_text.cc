@@ -24,7 +24,8 @@ int Tokenize(const std::string& model, bool no_special_tokens) {
   if (!tokenizer.ok()) return Fail(tokenizer.status());
   return ForEachLine([&](const nlohmann::ordered_json& line) -> absl::StatusOr<nlohmann::ordered_json> {
     if (!line.contains("text") || !line["text"].is_string()) return InvalidArgument("text: expected a string");
-    HONE_ASSIGN_OR_RETURN(const Encoding encoding, (*tokenizer)->Encode(line["text"].get<std::string>(), !no_special_tokens));
+    HONE_ASSIGN_OR_RETURN(const Encoding encoding,
+                          (*tokenizer)->Encode(line["text"].get<std::string>(), !no_special_tokens));
     return nlohmann::ordered_json{{"ids", encoding.ids}, {"decoded", (*tokenizer)->Decode(encoding.ids)}};
   });
 }
@@ -89,11 +90,13 @@ void AddTextVerbs(CLI::App& app, int* exit_code) {
   {
     auto model = std::make_shared<std::string>();
     auto file = std::make_shared<std::string>();
-    CLI::App* verb = app.add_subcommand("render", "{\"messages\", \"tools\", ...} -> {\"text\", \"trained\": byte spans}");
+    CLI::App* verb =
+        app.add_subcommand("render", "{\"messages\", \"tools\", ...} -> {\"text\", \"trained\": byte spans}");
     verb->add_option("--model", *model, "Whose template and special tokens");
     verb->add_option("--template", *file, "A template of your own");
     verb->callback([=] {
-      *exit_code = model->empty() && file->empty() ? Fail(InvalidArgument("render: give --model or --template")) : Render(*model, *file);
+      *exit_code = model->empty() && file->empty() ? Fail(InvalidArgument("render: give --model or --template"))
+                                                   : Render(*model, *file);
     });
   }
 }

@@ -1,4 +1,5 @@
-// Checked unsigned arithmetic for sizes read from foreign files: nullopt on overflow. Use these, not ad-hoc comparisons.
+// Checked unsigned arithmetic for sizes read from foreign files: nullopt on overflow. Use these, not ad-hoc
+// comparisons.
 #pragma once
 
 #include <cstdint>

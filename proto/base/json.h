@@ -16,7 +16,8 @@ struct JsonLimits {
 // Strict JSON (RFC 8259), UTF-8 checked, duplicate keys in one object refused.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const JsonLimits& limits = {});
 
-// Whether `text` is valid UTF-8 (no surrogates, no overlong forms, at most U+10FFFF). On false *offset is the first bad byte.
+// Whether `text` is valid UTF-8 (no surrogates, no overlong forms, at most U+10FFFF). On false *offset is the first bad
+// byte.
 bool IsValidUtf8(std::string_view text, size_t* offset = nullptr);
 
 }  // namespace hone

@@ -96,15 +96,15 @@ class InvariantError : public std::logic_error {
 }  // namespace hone
 
 // HONE_CHECK(cond) or HONE_CHECK(cond, "detail ", value): on in production.
-#define HONE_CHECK(condition, ...)                                                             \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]] {                                                           \
-      ::hone::FailInvariant(__FILE__, __LINE__, #condition, ::hone::StrCat(__VA_ARGS__));      \
-    }                                                                                          \
+#define HONE_CHECK(condition, ...)                                                        \
+  do {                                                                                    \
+    if (!(condition)) [[unlikely]] {                                                      \
+      ::hone::FailInvariant(__FILE__, __LINE__, #condition, ::hone::StrCat(__VA_ARGS__)); \
+    }                                                                                     \
   } while (false)
 
-#define HONE_RETURN_IF_ERROR(expression)                       \
-  do {                                                         \
+#define HONE_RETURN_IF_ERROR(expression)                                                   \
+  do {                                                                                     \
     if (absl::Status hone_status_ = (expression); !hone_status_.ok()) return hone_status_; \
   } while (false)
 

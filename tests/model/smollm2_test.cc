@@ -1,5 +1,5 @@
-// A real quantised model from its GGUF against transformers on the same file (tests/golden/make_smollm2.py), and the 260K Llama
-// with what its author's code expects. Skipped where the files are not there.
+// A real quantised model from its GGUF against transformers on the same file (tests/golden/make_smollm2.py), and the
+// 260K Llama with what its author's code expects. Skipped where the files are not there.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -65,7 +65,8 @@ TEST_F(SmolLm2, GreedyAnswersOfTwentyPromptsEqualTransformers) {
     return true;
   });
   ASSERT_TRUE(reasons.ok()) << reasons.status();
-  for (size_t i = 0; i < answers.size(); ++i) EXPECT_EQ(answers[i], expected_["answers"][i].get<std::vector<int32_t>>()) << "prompt " << i;
+  for (size_t i = 0; i < answers.size(); ++i)
+    EXPECT_EQ(answers[i], expected_["answers"][i].get<std::vector<int32_t>>()) << "prompt " << i;
 }
 
 TEST_F(SmolLm2, GradientsOfFourTextsEqualPeft) {

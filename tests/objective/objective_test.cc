@@ -38,7 +38,8 @@ std::unique_ptr<Objective> Make(double desirable_weight, uint32_t group) {
 
 std::vector<ObjectiveExample> Examples() {
   std::vector<ObjectiveExample> examples;
-  for (const Case& c : kCases) examples.push_back({2, c.label, -c.ratio, 0.1, 0});  // log probs are 0, so R = -reference
+  for (const Case& c : kCases)
+    examples.push_back({2, c.label, -c.ratio, 0.1, 0});  // log probs are 0, so R = -reference
   return examples;
 }
 
@@ -86,7 +87,8 @@ TEST(Kto, TheGradientIsTheLossesSlope) {
   const KtoParams params{0.3, 1.2, 0.7, 2};
   for (bool label : {true, false}) {
     const double h = 1e-6;
-    const double slope = (KtoRow(params, 0.4 + h, 0.2, label).loss - KtoRow(params, 0.4 - h, 0.2, label).loss) / (2 * h);
+    const double slope =
+        (KtoRow(params, 0.4 + h, 0.2, label).loss - KtoRow(params, 0.4 - h, 0.2, label).loss) / (2 * h);
     EXPECT_NEAR(KtoRow(params, 0.4, 0.2, label).d_log_prob, slope, 1e-8);
   }
 }

@@ -1,5 +1,5 @@
-// Whole runs on a two-layer model: loss curves against TRL 0.24 (tests/golden/make_model.py), resume bit by bit, and arenas that
-// end exactly where the plan said.
+// Whole runs on a two-layer model: loss curves against TRL 0.24 (tests/golden/make_model.py), resume bit by bit, and
+// arenas that end exactly where the plan said.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -30,7 +30,8 @@ class Recorded : public TrainEvents {
     if (event.has_warning()) warnings.push_back(event.warning());
   }
   TrainControl Poll() override {
-    return !steps.empty() && static_cast<int64_t>(steps.back().step()) == stop_after ? TrainControl::kStop : TrainControl::kContinue;
+    return !steps.empty() && static_cast<int64_t>(steps.back().step()) == stop_after ? TrainControl::kStop
+                                                                                     : TrainControl::kContinue;
   }
   std::vector<v1::StepRecord> steps;
   std::vector<v1::EvalRecord> evals;
@@ -44,7 +45,8 @@ class Recorded : public TrainEvents {
 class TrainTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::temp_directory_path() / StrCat("hone-train-", ::testing::UnitTest::GetInstance()->current_test_info()->name(), "-", ::getpid());
+    folder_ = fs::temp_directory_path() /
+              StrCat("hone-train-", ::testing::UnitTest::GetInstance()->current_test_info()->name(), "-", ::getpid());
     fs::remove_all(folder_);
     fs::create_directories(folder_);
   }
@@ -53,10 +55,11 @@ class TrainTest : public testing::Test {
   static v1::JobSpec Spec(bool kto, const std::vector<std::string>& sets = {}) {
     const std::string yaml = StrCat(
         "model: {source: ", kGolden, "/llama}\nadapter: {lora: {r: 4, lora_alpha: 8}}\nobjective: ",
-        kto ? "{kto: {beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.2, kl_group_size: 4}}" : "{sft: {}}", "\ndata: {train: ",
-        kGolden, kto ? "/kto.jsonl" : "/sft.jsonl", ", max_length: 64, max_prompt_length: 32, order: sequential}\nbatch: {examples: ",
-        kto ? 8 : 4, "}\noptimizer: {learning_rate: 5e-3, max_grad_norm: ", kto ? 0.05 : 0.5, "}\nschedule: {name: ",
-        kto ? "linear" : "cosine", ", warmup_ratio: 0.1}\nrun: {max_steps: 20, seed: 42}\n");
+        kto ? "{kto: {beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.2, kl_group_size: 4}}" : "{sft: {}}",
+        "\ndata: {train: ", kGolden, kto ? "/kto.jsonl" : "/sft.jsonl",
+        ", max_length: 64, max_prompt_length: 32, order: sequential}\nbatch: {examples: ", kto ? 8 : 4,
+        "}\noptimizer: {learning_rate: 5e-3, max_grad_norm: ", kto ? 0.05 : 0.5,
+        "}\nschedule: {name: ", kto ? "linear" : "cosine", ", warmup_ratio: 0.1}\nrun: {max_steps: 20, seed: 42}\n");
     auto spec = SpecFromYaml(yaml, "test.yaml");
     EXPECT_TRUE(spec.ok()) << spec.status();
     for (const std::string& set : sets) EXPECT_TRUE(SetField(*spec, set).ok()) << set;
@@ -90,17 +93,20 @@ TEST_F(TrainTest, CurvesFollowTrlAtTwoMicroBatchSizesPackedAndApart) {
     for (const char* packing : {"packing=on", "packing=off"}) {
       for (const char* tokens : {"micro_batch_tokens=48", "micro_batch_tokens=512"}) {
         Recorded events;
-        const auto result = Train(Spec(kto, {StrCat("memory.", packing), StrCat("memory.", tokens)}), StrCat(kto, packing, tokens), events);
+        const auto result = Train(Spec(kto, {StrCat("memory.", packing), StrCat("memory.", tokens)}),
+                                  StrCat(kto, packing, tokens), events);
         ASSERT_TRUE(result.ok()) << result.status();
         ASSERT_EQ(events.steps.size(), 20u);
-        for (size_t i = 0; i < 20; ++i) EXPECT_NEAR(events.steps[i].loss(), expected[i], 1e-4) << (kto ? "kto" : "sft") << " step " << i;
+        for (size_t i = 0; i < 20; ++i)
+          EXPECT_NEAR(events.steps[i].loss(), expected[i], 1e-4) << (kto ? "kto" : "sft") << " step " << i;
       }
     }
   }
 }
 
 TEST_F(TrainTest, AStoppedRunResumesToTheSameBits) {
-  const v1::JobSpec spec = Spec(true, {"data.order=shuffled", "data.eval_fraction=0.2", "run.eval_steps=5", "run.save_steps=3"});
+  const v1::JobSpec spec =
+      Spec(true, {"data.order=shuffled", "data.eval_fraction=0.2", "run.eval_steps=5", "run.save_steps=3"});
   Recorded whole;
   ASSERT_TRUE(Train(spec, "whole", whole).ok());
   for (const int64_t stop : {1, 4, 13}) {
@@ -162,7 +168,8 @@ TEST_F(TrainTest, ArenasEndExactlyWhereTheirPlansSaid) {
   for (const bool kto : {true, false}) {
     for (std::vector<std::string> sets : specs) {
       sets.push_back("run.max_steps=4");
-      if (kto && std::find(sets.begin(), sets.end(), "batch.examples=3") != sets.end()) sets.push_back("objective.kto.kl_group_size=3");
+      if (kto && std::find(sets.begin(), sets.end(), "batch.examples=3") != sets.end())
+        sets.push_back("objective.kto.kl_group_size=3");
       Recorded events;
       const auto result = Train(Spec(kto, sets), StrCat("plan", i++), events);
       ASSERT_TRUE(result.ok()) << result.status();
@@ -185,7 +192,8 @@ TEST_F(TrainTest, APlanThatDoesNotFitIsRefusedWithWhatWouldHelp) {
 
 TEST_F(TrainTest, ExportsAreComparedAndReceipted) {
   Recorded events;
-  const auto result = Train(Spec(false, {"run.max_steps=5", "export=[peft, merged:f32, gguf:f16, gguf:q8_0]"}), "exports", events);
+  const auto result =
+      Train(Spec(false, {"run.max_steps=5", "export=[peft, merged:f32, gguf:f16, gguf:q8_0]"}), "exports", events);
   ASSERT_TRUE(result.ok()) << result.status();
   ASSERT_EQ(result->result["exports"].size(), 3u);
   for (const auto& receipt : result->result["exports"]) {
