@@ -1,7 +1,10 @@
 """Holds a built honed-worker against transformers, PEFT and gguf directly, where the files are too large to commit. Prints one line a
 check with its figure; exits 1 if any fails.
 
-    python oracle.py WORKER SMOLLM2.gguf
+    python oracle.py WORKER SMOLLM2.gguf DATA
+
+DATA holds datasets/alpaca_en_demo.json; its first four answers of 500 to 900 characters are the gradients' texts. (Texts of 20 tokens
+leave some gradients so small a difference of large numbers that transformers' own fp32 is 2.6e-4 from its float64.)
 """
 import json, os, subprocess, sys, tempfile
 import torch
@@ -9,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-WORKER, GGUF = sys.argv[1:3]
+WORKER, GGUF, DATA = sys.argv[1:4]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 failed = []
 
@@ -48,9 +51,12 @@ def main():
     torch.set_num_threads(2)
     expected = json.load(open(f"{ROOT}/tests/golden/smollm2/expected.json"))
     documents = expected["documents"]
+    rows = json.load(open(f"{DATA}/datasets/alpaca_en_demo.json"))
+    texts = [r["instruction"] + "\n" + r["output"] for r in rows if 500 < len(r["output"]) < 900][:4]
+    training = [line["ids"][:180] for line in worker("tokenize", "--model", GGUF, lines=[{"text": t} for t in texts])]
     with tempfile.TemporaryDirectory() as tmp:
         # One SFT step on four texts, r = 16 on all linears of all layers: every gradient, before clipping.
-        rows = [{"ids": one, "trained": [[0, len(one)]]} for one in documents[:4]]
+        rows = [{"ids": one, "trained": [[0, len(one)]]} for one in training]
         open(f"{tmp}/rows.jsonl", "w").write("".join(json.dumps(r) + "\n" for r in rows))
         spec = f"""model: {{source: {GGUF}}}
 adapter: {{lora: {{r: 16, lora_alpha: 32}}}}
@@ -69,9 +75,9 @@ export: [peft, merged, "gguf:f16", "gguf:q8_0"]
         for n, p in peft.named_parameters():
             if "lora_" in n:
                 p.data = initial[n.replace(".default", "")].clone()
-        count = sum(len(one) - 1 for one in documents[:4])
+        count = sum(len(one) - 1 for one in training)
         loss = 0
-        for one in documents[:4]:
+        for one in training:
             x = torch.tensor([one])
             lp = torch.log_softmax(peft(input_ids=x).logits[0, :-1], -1).gather(1, x[0, 1:, None])
             loss = loss - lp.sum() / count
