@@ -26,8 +26,9 @@ bool StartsWith(std::string_view text, std::string_view prefix) { return text.su
 
 absl::Status CheckReadablePath(const std::string& path, std::string_view field) {
   if (path.empty() || path[0] != '/') {
-    return FieldError(field, StrCat("\"", path.substr(0, 200), "\" is not an absolute path; a relative path is the client's, ",
-                                    "which must resolve it"));
+    return FieldError(field,
+                      StrCat("\"", path.substr(0, 200), "\" is not an absolute path; a relative path is the client's, ",
+                             "which must resolve it"));
   }
   if (path.size() > kMaxPathBytes) return FieldError(field, StrCat("a path has at most ", kMaxPathBytes, " bytes"));
   if (path.find('\0') != std::string::npos) return FieldError(field, "a path has no NUL byte");
@@ -39,7 +40,8 @@ absl::StatusOr<std::string> Admission::ModelPath(std::string_view source) const 
   if (!IsModelPath(source)) {
     const absl::StatusOr<v1::Model> model = store_->GetModel(source);
     if (absl::IsNotFound(model.status())) {
-      return WithReason(FieldError("model.source", StrCat("no model \"", source, "\" in the registry; `hone models import PATH` "
+      return WithReason(FieldError("model.source", StrCat("no model \"", source,
+                                                          "\" in the registry; `hone models import PATH` "
                                                           "adds one, and a path has a slash")),
                         "MODEL_UNKNOWN");
     }
@@ -62,9 +64,10 @@ absl::StatusOr<std::string> Admission::DataPath(const std::string& source, std::
   if (!IsSha256Hex(digest)) return FieldError(field, "after \"sha256:\" 64 lower-case hex digits are expected");
   HONE_ASSIGN_OR_RETURN(const std::optional<uint64_t> bytes, store_->BlobBytes(digest));
   if (!bytes.has_value() || access(layout_->Blob(digest).c_str(), R_OK) != 0) {
-    return WithReason(WithField(FailedPrecondition(field, ": no data ", source, " has been uploaded; upload it and try again"),
-                                field),
-                      "BLOB_MISSING");
+    return WithReason(
+        WithField(FailedPrecondition(field, ": no data ", source, " has been uploaded; upload it and try again"),
+                  field),
+        "BLOB_MISSING");
   }
   return layout_->Blob(digest);
 }
@@ -120,7 +123,8 @@ absl::Status Admission::CheckFits(const v1::Plan& plan) {
   std::string text = StrCat("the plan does not fit: ", plan.bytes().total() >> 20, " MiB are needed on ",
                             plan.device().empty() ? std::string("the device") : plan.device(), ", the budget is ",
                             plan.budget_bytes() >> 20, " MiB");
-  for (int i = 0; i < plan.changes_size(); ++i) text += StrCat(i == 0 ? "; smallest changes that fit: " : ", ", plan.changes(i));
+  for (int i = 0; i < plan.changes_size(); ++i)
+    text += StrCat(i == 0 ? "; smallest changes that fit: " : ", ", plan.changes(i));
   return WithReason(FailedPrecondition(text), "PLAN_DOES_NOT_FIT");
 }
 

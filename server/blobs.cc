@@ -56,8 +56,9 @@ absl::Status BlobWriter::Finish() {
   }
   const std::string digest = hash_.FinishHex();
   if (digest != digest_) {
-    return WithReason(WithField(InvalidArgument("digest: what arrived has SHA-256 ", digest, ", not ", digest_), "digest"),
-                      "DIGEST_MISMATCH");
+    return WithReason(
+        WithField(InvalidArgument("digest: what arrived has SHA-256 ", digest, ", not ", digest_), "digest"),
+        "DIGEST_MISMATCH");
   }
   if (fsync(fd_) != 0) return DiskError("fsync", errno);
   const std::string path = store_->layout_->Blob(digest_);
@@ -77,7 +78,8 @@ absl::Status BlobStore::Clean() {
 }
 
 absl::StatusOr<std::optional<uint64_t>> BlobStore::Find(const std::string& digest) {
-  if (!IsSha256Hex(digest)) return WithField(InvalidArgument("digest: 64 lower-case hex digits are expected"), "digest");
+  if (!IsSha256Hex(digest))
+    return WithField(InvalidArgument("digest: 64 lower-case hex digits are expected"), "digest");
   HONE_ASSIGN_OR_RETURN(const std::optional<uint64_t> bytes, store_->BlobBytes(digest));
   struct stat info;
   const bool there = bytes.has_value() && stat(layout_->Blob(digest).c_str(), &info) == 0 && S_ISREG(info.st_mode) &&
@@ -86,7 +88,8 @@ absl::StatusOr<std::optional<uint64_t>> BlobStore::Find(const std::string& diges
 }
 
 absl::StatusOr<std::unique_ptr<BlobWriter>> BlobStore::Begin(const std::string& digest, uint64_t total_bytes) {
-  if (!IsSha256Hex(digest)) return WithField(InvalidArgument("digest: 64 lower-case hex digits are expected"), "digest");
+  if (!IsSha256Hex(digest))
+    return WithField(InvalidArgument("digest: 64 lower-case hex digits are expected"), "digest");
   if (total_bytes > kMaxBytes) {
     return WithField(InvalidArgument("total_bytes: ", total_bytes, "; a blob has at most ", kMaxBytes), "total_bytes");
   }

@@ -109,7 +109,8 @@ absl::Status Daemon::Open() {
 
 absl::Status Daemon::Listen() {
   const std::string& path = options_.socket;
-  if (path.empty() || path[0] != '/') return InvalidArgument("--socket: an absolute path is expected, got \"", path, "\"");
+  if (path.empty() || path[0] != '/')
+    return InvalidArgument("--socket: an absolute path is expected, got \"", path, "\"");
   if (path.size() >= sizeof(sockaddr_un::sun_path)) {
     return InvalidArgument("--socket: ", path, " is longer than the ", sizeof(sockaddr_un::sun_path) - 1,
                            " bytes that a Unix socket may have; choose a shorter one");

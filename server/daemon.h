@@ -1,5 +1,5 @@
-// The daemon put together: opens the state folder, recovers what was under way, serves until it is told to stop, drains.
-// main.cc adds flags, signals and systemd; tests start it in their own process.
+// The daemon put together: opens the state folder, recovers what was under way, serves until it is told to stop,
+// drains. main.cc adds flags, signals and systemd; tests start it in their own process.
 #pragma once
 
 #include <functional>
@@ -19,13 +19,13 @@
 namespace hone {
 
 struct DaemonOptions {
-  std::string state_dir;                         // made if it is not there
-  std::string socket;                            // path of the Unix socket
+  std::string state_dir;                           // made if it is not there
+  std::string socket;                              // path of the Unix socket
   std::string metrics_address = "127.0.0.1:9464";  // "off": none
-  std::string worker_program;                    // empty: honed-worker beside this program
-  RunnerOptions runner;                          // worker_program is taken from above
+  std::string worker_program;                      // empty: honed-worker beside this program
+  RunnerOptions runner;                            // worker_program is taken from above
   SchedulerOptions scheduler;
-  std::function<void()> request_shutdown;        // what the Shutdown call does; must not block
+  std::function<void()> request_shutdown;  // what the Shutdown call does; must not block
 };
 
 class Daemon {

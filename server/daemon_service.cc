@@ -35,7 +35,8 @@ v1::DeviceInfo Cpu() {
   cpu.set_name("cpu");
   const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo", kMaxProcFile);
   const std::string model = info.ok() ? ProcValue(*info, "model name") : "";
-  cpu.set_description(StrCat(model.empty() ? "processor" : model, ", ", std::thread::hardware_concurrency(), " threads"));
+  cpu.set_description(
+      StrCat(model.empty() ? "processor" : model, ", ", std::thread::hardware_concurrency(), " threads"));
   cpu.set_total_bytes(TotalMemory());
   cpu.set_free_bytes(AvailableMemory());
   cpu.set_usable(true);

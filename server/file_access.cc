@@ -53,9 +53,9 @@ absl::StatusOr<std::string> OpenFile::ReadAt(uint64_t offset, size_t limit) cons
   return bytes;
 }
 
-// Walks the path a component at a time, each opened relative to the one before and never through a link, so that neither
-// the text of the path nor a change of the folders meanwhile can lead outside. (openat2 would do the same in one call, but
-// some containers refuse it.)
+// Walks the path a component at a time, each opened relative to the one before and never through a link, so that
+// neither the text of the path nor a change of the folders meanwhile can lead outside. (openat2 would do the same in
+// one call, but some containers refuse it.)
 absl::StatusOr<OpenFile> OpenBeneath(const std::string& folder, const std::string& path) {
   const auto bad = [&](std::string_view why) { return WithField(InvalidArgument("path: ", why), "path"); };
   if (path.empty()) return bad("is empty; name a file as ListArtifacts shows it");

@@ -55,7 +55,8 @@ bool GeneratePump::gone() {
 }
 
 void GeneratePump::Serve() {
-  const absl::Status status = gone() ? absl::CancelledError("the call was given up") : Guarded([this] { return Converse(); });
+  const absl::Status status =
+      gone() ? absl::CancelledError("the call was given up") : Guarded([this] { return Converse(); });
   {
     std::lock_guard lock(queue_mutex_);
     ended_ = context_->stopping ? DrainingError() : status;

@@ -1,4 +1,5 @@
-// The stream of hone.v1.Models.Generate: a worker on the sessions executor fills a bounded queue, the stream empties it.
+// The stream of hone.v1.Models.Generate: a worker on the sessions executor fills a bounded queue, the stream empties
+// it.
 #pragma once
 
 #include <condition_variable>

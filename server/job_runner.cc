@@ -32,7 +32,8 @@ std::string Clip(const std::string& text) { return ToValidUtf8(text, kMaxText) +
 
 }  // namespace
 
-JobRunner::JobRunner(const RunnerContext& context, std::string job_id) : context_(context), job_id_(std::move(job_id)) {}
+JobRunner::JobRunner(const RunnerContext& context, std::string job_id)
+    : context_(context), job_id_(std::move(job_id)) {}
 
 JobRunner::~JobRunner() {
   if (steps_ != nullptr) std::fclose(steps_);
@@ -51,7 +52,8 @@ bool JobRunner::Run() {
   const absl::Status started = Start();
   if (!started.ok()) {
     if (!started_) {
-      // Cancelled between choice and start, or the store is not writable: nothing has changed, nothing is to be recorded.
+      // Cancelled between choice and start, or the store is not writable: nothing has changed, nothing is to be
+      // recorded.
       spdlog::warn("job {}: not started: {}", job_id_, std::string(started.message()));
       return false;
     }
@@ -179,7 +181,7 @@ void JobRunner::Handle(const v1::FromWorker& message) {
       unsaved_memory_ = message.memory();
       return context_.metrics->Memory(job_id_, message.memory());
     case v1::FromWorker::kWarning:
-      if (++warnings_ > kMaxWarnings) return;  // all of them are in the worker's log
+      if (++warnings_ > kMaxWarnings) return;           // all of them are in the worker's log
       if (advice_.contains(message.warning())) return;  // given when the job was submitted
       update.events.emplace_back().set_warning(Clip(message.warning()));
       return Record(update);
@@ -318,7 +320,8 @@ JobUpdate JobRunner::Outcome(const JobHead& head) {
   update.artifacts = std::move(artifacts);
   update.result_json = done_->result_json();
   if (head.state == v1::STARTING) update.states.push_back({v1::RUNNING, "TRAINING", ""});
-  if (head.state == v1::STARTING || head.state == v1::RUNNING) update.states.push_back({v1::FINALIZING, "EXPORTING", ""});
+  if (head.state == v1::STARTING || head.state == v1::RUNNING)
+    update.states.push_back({v1::FINALIZING, "EXPORTING", ""});
   update.states.push_back({v1::SUCCEEDED, "DONE", ""});
   return update;
 }
@@ -354,8 +357,8 @@ JobUpdate JobRunner::CrashOutcome(const JobHead& head) {
   update.end_attempt = {"crashed", text};
   update.count_failure = true;
   if (count >= context_.options.max_failures) {
-    update.states.push_back({v1::FAILED, "WORKER_CRASHED",
-                             Clip(StrCat(text, "; ", count, " attempts in a row without a new checkpoint"))});
+    update.states.push_back(
+        {v1::FAILED, "WORKER_CRASHED", Clip(StrCat(text, "; ", count, " attempts in a row without a new checkpoint"))});
   } else {
     update.states.push_back({v1::QUEUED, "WORKER_CRASHED",
                              Clip(StrCat(text, "; starts again from its last checkpoint (", count, " of ",

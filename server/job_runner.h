@@ -30,8 +30,8 @@ namespace hone {
 struct RunnerOptions {
   std::string worker_program;
   int max_failures = 3;
-  std::chrono::milliseconds cancel_grace = std::chrono::seconds(120);  // from the message to SIGTERM
-  std::chrono::milliseconds term_grace = std::chrono::seconds(10);     // from SIGTERM to SIGKILL
+  std::chrono::milliseconds cancel_grace = std::chrono::seconds(120);   // from the message to SIGTERM
+  std::chrono::milliseconds term_grace = std::chrono::seconds(10);      // from SIGTERM to SIGKILL
   std::chrono::milliseconds record_interval = std::chrono::seconds(1);  // newest step into the store
 };
 

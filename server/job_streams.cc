@@ -29,8 +29,8 @@ absl::Status WatchPump::Attach() {
   context_->metrics->SetWatchStreams(context_->hub->subscriptions());
   HONE_ASSIGN_OR_RETURN(v1::Job job, context_->store->GetJob(id_));
   if (sent_ > job.last_sequence()) {
-    return WithField(absl::OutOfRangeError(ToAbsl(StrCat("after_sequence: ", sent_, ", but the newest event is ",
-                                                         job.last_sequence()))),
+    return WithField(absl::OutOfRangeError(
+                         ToAbsl(StrCat("after_sequence: ", sent_, ", but the newest event is ", job.last_sequence()))),
                      "after_sequence");
   }
   // Where it stands, for a client that comes in the middle.
@@ -47,8 +47,8 @@ absl::Status WatchPump::Attach() {
 bool WatchPump::TakeRecord(v1::JobEvent* event) {
   while (subscription_->Take(sent_, event)) {
     if (!event->has_step()) return true;
-    const bool older = event->attempt() < step_attempt_ ||
-                       (event->attempt() == step_attempt_ && event->step().step() <= step_);
+    const bool older =
+        event->attempt() < step_attempt_ || (event->attempt() == step_attempt_ && event->step().step() <= step_);
     if (older) continue;  // sent already, when the stream began
     step_attempt_ = event->attempt();
     step_ = event->step().step();
@@ -84,8 +84,9 @@ StreamPump<v1::JobEvent>::Next WatchPump::Produce(v1::JobEvent* event, absl::Sta
     }
     if (IsAtRest(head->state)) return Next::kEnd;
     if (context_->stopping) {
-      *status = WithReason(absl::UnavailableError(ToAbsl(StrCat("the daemon is stopping; watch again after event ", sent_))),
-                           "DRAINING");
+      *status =
+          WithReason(absl::UnavailableError(ToAbsl(StrCat("the daemon is stopping; watch again after event ", sent_))),
+                     "DRAINING");
       return Next::kEnd;
     }
     return Next::kWait;
@@ -160,7 +161,8 @@ absl::Status ArtifactPump::Open() {
   HONE_ASSIGN_OR_RETURN(const std::string id, context_->store->ResolveJobName(request_.name()));
   HONE_ASSIGN_OR_RETURN(file_, OpenBeneath(context_->layout->Output(id), request_.path()));
   if (offset_ > file_.size()) {
-    return WithField(absl::OutOfRangeError(ToAbsl(StrCat("offset: the artifact has ", file_.size(), " bytes"))), "offset");
+    return WithField(absl::OutOfRangeError(ToAbsl(StrCat("offset: the artifact has ", file_.size(), " bytes"))),
+                     "offset");
   }
   return absl::OkStatus();
 }
@@ -174,7 +176,8 @@ StreamPump<v1::ArtifactChunk>::Next ArtifactPump::Produce(v1::ArtifactChunk* chu
   const size_t want = static_cast<size_t>(std::min<uint64_t>(kArtifactChunkBytes, file_.size() - offset_));
   absl::StatusOr<std::string> bytes = file_.ReadAt(offset_, want);
   *status = bytes.status();
-  if (status->ok() && bytes->empty() && want > 0) *status = absl::AbortedError("the artifact became shorter while it was read");
+  if (status->ok() && bytes->empty() && want > 0)
+    *status = absl::AbortedError("the artifact became shorter while it was read");
   if (!status->ok()) return Next::kEnd;
   offset_ += bytes->size();
   sent_any_ = true;

@@ -188,9 +188,8 @@ grpc::ServerWriteReactor<v1::ArtifactChunk>* JobsService::ReadArtifact(grpc::Cal
 
 grpc::ServerUnaryReactor* JobsService::PlanJob(grpc::CallbackServerContext* call, const v1::PlanJobRequest* request,
                                                v1::PlanJobResponse* response) {
-  return RunUnary(context_->slow, call, [this, call, request, response] {
-    return Plan(*request, CancelledOf(context_, call), response);
-  });
+  return RunUnary(context_->slow, call,
+                  [this, call, request, response] { return Plan(*request, CancelledOf(context_, call), response); });
 }
 
 absl::Status JobsService::Plan(const v1::PlanJobRequest& request, const Admission::Cancelled& cancelled,
@@ -200,10 +199,11 @@ absl::Status JobsService::Plan(const v1::PlanJobRequest& request, const Admissio
   if (request.device() == "cpu") {
     spec.mutable_run()->set_device(v1::DEVICE_CPU);
   } else if (!request.device().empty()) {
-    return WithField(InvalidArgument("device: \"", ToValidUtf8(request.device(), 100),
-                                     "\" is not a device of this daemon; leave it empty or say cpu (any card can be planned "
-                                     "for with honed-worker plan --device)"),
-                     "device");
+    return WithField(
+        InvalidArgument("device: \"", ToValidUtf8(request.device(), 100),
+                        "\" is not a device of this daemon; leave it empty or say cpu (any card can be planned "
+                        "for with honed-worker plan --device)"),
+        "device");
   }
   HONE_ASSIGN_OR_RETURN(*response->mutable_resolved_spec(), context_->admission->Resolve(spec));
   HONE_ASSIGN_OR_RETURN(Planned planned, context_->admission->Plan(response->resolved_spec(), cancelled));

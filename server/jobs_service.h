@@ -33,7 +33,8 @@ class JobsService final : public v1::Jobs::CallbackService {
   absl::Status Create(const v1::CreateJobRequest& request, const Admission::Cancelled& cancelled, v1::Job* job);
   absl::Status CreateNew(const v1::CreateJobRequest& request, const std::string& fingerprint,
                          const Admission::Cancelled& cancelled, v1::Job* job);
-  absl::Status Plan(const v1::PlanJobRequest& request, const Admission::Cancelled& cancelled, v1::PlanJobResponse* plan);
+  absl::Status Plan(const v1::PlanJobRequest& request, const Admission::Cancelled& cancelled,
+                    v1::PlanJobResponse* plan);
 
   ServiceContext* context_;
   // Requests under way by request_id: a second one with the same id waits for the first instead of planning again.

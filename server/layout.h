@@ -1,4 +1,5 @@
-// Where things lie inside the state folder (the contract's "Places"). Ids and digests are checked before they come here.
+// Where things lie inside the state folder (the contract's "Places"). Ids and digests are checked before they come
+// here.
 #pragma once
 
 #include <cstdint>

@@ -64,8 +64,8 @@ int Serve(const Flags& flags) {
     spdlog::error("{}", std::string(daemon.status().message()));
     return 1;
   }
-  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}; every job runs on the CPU", BuildVersion(), BuildId(),
-               options.socket, options.state_dir,
+  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}; every job runs on the CPU", BuildVersion(),
+               BuildId(), options.socket, options.state_dir,
                (*daemon)->metrics_address().empty() ? "nothing" : (*daemon)->metrics_address());
   Notify(StrCat("READY=1\nSTATUS=", (*daemon)->Summary()));
 
@@ -94,7 +94,8 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error"}))
       ->capture_default_str();
   app.add_flag("--system", flags.system, "Use /var/lib/honed and /run/honed/honed.sock");
-  app.add_flag("--foreground", flags.foreground, "Stay in the foreground; honed always does, `hone daemon start` detaches it");
+  app.add_flag("--foreground", flags.foreground,
+               "Stay in the foreground; honed always does, `hone daemon start` detaches it");
   app.set_version_flag("--version", StrCat("honed ", BuildVersion(), " (", BuildId(), ")"));
   try {
     app.parse(argc, argv);

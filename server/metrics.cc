@@ -19,8 +19,8 @@ constexpr size_t kExposerThreads = 2;
 constexpr size_t kMaxLabelBytes = 128;
 
 const prometheus::Histogram::BucketBoundaries& StepBuckets() {
-  static const prometheus::Histogram::BucketBoundaries kBuckets = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5,  1,  2.5,
-                                                                   5,    10,    15,   30,  60,   120,  300};
+  static const prometheus::Histogram::BucketBoundaries kBuckets = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,  2.5,
+                                                                   5,    10,    15,   30,  60,   120, 300};
   return kBuckets;
 }
 
@@ -87,8 +87,10 @@ Metrics::Metrics(Clock::duration keep_after_end)
                         .Register(*registry_)),
       memory_planned_(GaugeFamily("hone_job_memory_planned_bytes", "Planned size of each memory arena.")),
       memory_actual_(GaugeFamily("hone_job_memory_actual_bytes", "High-water mark of each memory arena.")),
-      last_checkpoint_(GaugeFamily("hone_job_last_checkpoint_timestamp_seconds", "When the newest checkpoint was saved.")),
-      job_restarts_(CounterFamily("hone_job_worker_restarts_total", "Workers of this job started again after a crash.")) {
+      last_checkpoint_(
+          GaugeFamily("hone_job_last_checkpoint_timestamp_seconds", "When the newest checkpoint was saved.")),
+      job_restarts_(
+          CounterFamily("hone_job_worker_restarts_total", "Workers of this job started again after a crash.")) {
   build_info_.Add({{"version", std::string(BuildVersion())}, {"build_id", std::string(BuildId())}}).Set(1);
   for (int state = v1::JobState_MIN + 1; state <= v1::JobState_MAX; ++state) {
     SetJobs(static_cast<v1::JobState>(state), 0);
@@ -107,7 +109,8 @@ bool Metrics::Expose(const std::string& address) {
     exposer_ = std::move(exposer);
     return true;
   } catch (const std::exception& error) {
-    spdlog::warn("metrics: cannot serve on {}: {}; going on without (--metrics HOST:PORT or off)", address, error.what());
+    spdlog::warn("metrics: cannot serve on {}: {}; going on without (--metrics HOST:PORT or off)", address,
+                 error.what());
     return false;
   }
 }
@@ -132,7 +135,8 @@ Metrics::JobSeries* Metrics::Find(const std::string& job_id) {
   return found == series_.end() ? nullptr : found->second.get();
 }
 
-void Metrics::SetGauge(JobSeries* series, Gauges* family, double value, const std::map<std::string, std::string>& more) {
+void Metrics::SetGauge(JobSeries* series, Gauges* family, double value,
+                       const std::map<std::string, std::string>& more) {
   std::map<std::string, std::string> labels = more;
   labels["job_id"] = series->id;
   prometheus::Gauge& gauge = family->Add(labels);  // the same series if it is there

@@ -69,7 +69,8 @@ std::string ModelIdFromPath(std::string_view path) {
 grpc::ServerUnaryReactor* ModelsService::ImportModel(grpc::CallbackServerContext* call,
                                                      const v1::ImportModelRequest* request, v1::Model* model) {
   return RunUnary(context_->slow, call, [this, call, request, model] {
-    return Import(*request, [this, call] { return context_->stopping.load() || call->IsCancelled(); }, model);
+    return Import(
+        *request, [this, call] { return context_->stopping.load() || call->IsCancelled(); }, model);
   });
 }
 
@@ -81,7 +82,8 @@ absl::Status ModelsService::Import(const v1::ImportModelRequest& request, const 
   HONE_RETURN_IF_ERROR(CheckReadablePath(request.path(), "path"));
   const std::string id = request.id().empty() ? ModelIdFromPath(request.path()) : request.id();
   if (!IsModelId(id)) {
-    return WithField(InvalidArgument("id: \"", ToValidUtf8(id, 100), "\" does not match [a-z0-9][a-z0-9._-]{0,62}"), "id");
+    return WithField(InvalidArgument("id: \"", ToValidUtf8(id, 100), "\" does not match [a-z0-9][a-z0-9._-]{0,62}"),
+                     "id");
   }
   HONE_ASSIGN_OR_RETURN(const std::string report, context_->admission->Inspect(request.path(), cancelled));
   model->set_id(id);

@@ -10,8 +10,8 @@ struct Places {
   std::string socket;
 };
 
-// User mode: XDG. System mode: /var/lib/honed and /run/honed/honed.sock. With a state_dir given, and no runtime folder, the
-// socket lies in that state folder.
+// User mode: XDG. System mode: /var/lib/honed and /run/honed/honed.sock. With a state_dir given, and no runtime folder,
+// the socket lies in that state folder.
 Places DefaultPlaces(bool system, const std::string& state_dir);
 
 }  // namespace hone

@@ -1,6 +1,6 @@
 // How gRPC's callback API is used here: every reaction posts to an executor and returns at once. RunUnary answers a
-// unary call; StreamPump feeds a server stream one message at a time from a Produce() that never blocks for long, so that
-// a client that does not read holds one message and no thread. Not here: what is answered.
+// unary call; StreamPump feeds a server stream one message at a time from a Produce() that never blocks for long, so
+// that a client that does not read holds one message and no thread. Not here: what is answered.
 #pragma once
 
 #include <exception>
@@ -145,8 +145,8 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
   Executor* executor_ = nullptr;
   std::shared_ptr<StreamPump> self_;
   mutable std::mutex mutex_;
-  bool busy_ = false;      // Run is posted or running, or a write is under way
-  bool again_ = false;     // Kick came meanwhile
+  bool busy_ = false;   // Run is posted or running, or a write is under way
+  bool again_ = false;  // Kick came meanwhile
   bool finished_ = false;
   bool cancelled_ = false;
   Message message_;

@@ -36,9 +36,9 @@ Scheduler::Scheduler(const RunnerContext& context, SchedulerOptions options)
 Scheduler::~Scheduler() { Drain(); }
 
 absl::Status Scheduler::Recover() {
-  HONE_ASSIGN_OR_RETURN(const std::vector<std::string> ids,
-                        context_.store->JobsIn({v1::VALIDATING, v1::STARTING, v1::RUNNING, v1::FINALIZING,
-                                                v1::CANCELLING, v1::PAUSING}));
+  HONE_ASSIGN_OR_RETURN(
+      const std::vector<std::string> ids,
+      context_.store->JobsIn({v1::VALIDATING, v1::STARTING, v1::RUNNING, v1::FINALIZING, v1::CANCELLING, v1::PAUSING}));
   for (const std::string& id : ids) HONE_RETURN_IF_ERROR(RecoverJob(id));
   return absl::OkStatus();
 }
@@ -54,7 +54,8 @@ absl::Status Scheduler::RecoverJob(const std::string& job_id) {
     update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
   } else if (!lock.ok() && IsLegalTransition(head.state, v1::HELD)) {
     // One job whose worker cannot be ended must not keep the others from running.
-    update.states.push_back({v1::HELD, "WORKER_LEFT_BEHIND", StrCat("its worker cannot be ended: ", lock.status().message())});
+    update.states.push_back(
+        {v1::HELD, "WORKER_LEFT_BEHIND", StrCat("its worker cannot be ended: ", lock.status().message())});
   } else {
     update.states.push_back({v1::QUEUED, "DAEMON_RESTARTED", "goes on from its last checkpoint"});
   }
@@ -176,7 +177,8 @@ absl::Status Scheduler::Cancel(const std::string& job_id) {
     HONE_ASSIGN_OR_RETURN(const JobHead head, context_.store->GetJobHead(job_id));
     if (head.state == v1::CANCELLED || head.state == v1::CANCELLING) return absl::OkStatus();
     if (IsTerminal(head.state)) {
-      return WithReason(FailedPrecondition("job ", job_id, " has already ended: ", StateName(head.state)), "JOB_FINISHED");
+      return WithReason(FailedPrecondition("job ", job_id, " has already ended: ", StateName(head.state)),
+                        "JOB_FINISHED");
     }
     JobUpdate update;
     const bool active = IsActive(head.state);

@@ -19,8 +19,9 @@ namespace hone {
 
 struct SchedulerOptions {
   size_t max_running = 1;
-  std::chrono::milliseconds retry_delay = std::chrono::seconds(2);  // times the failures, before a crashed job starts again
-  std::function<uint64_t()> free_memory;                            // bytes; null: what the machine has available
+  std::chrono::milliseconds retry_delay =
+      std::chrono::seconds(2);            // times the failures, before a crashed job starts again
+  std::function<uint64_t()> free_memory;  // bytes; null: what the machine has available
 };
 
 class Scheduler {

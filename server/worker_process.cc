@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kChannelFd = 3;  // what the worker is told
 constexpr int kLockFd = 4;
-constexpr int kErrorFd = 5;    // reports a failed exec, closed by a successful one
+constexpr int kErrorFd = 5;  // reports a failed exec, closed by a successful one
 constexpr int kFirstSafeFd = 16;
 constexpr timeval kSendTimeout = {30, 0};
 

@@ -2,7 +2,8 @@
 // daemon (PR_SET_PDEATHSIG) and holds the lock of its job's folder for as long as it lives, so that a second copy never
 // runs. Not here: what the messages mean (job_runner, worker_call).
 //
-// The death signal follows the *thread* that called Start, not the process: call it on a thread that outlives the worker.
+// The death signal follows the *thread* that called Start, not the process: call it on a thread that outlives the
+// worker.
 #pragma once
 
 #include <sys/types.h>

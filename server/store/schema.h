@@ -1,7 +1,7 @@
 // The tables of hone.db, in one place. PRAGMA user_version holds the number of the newest migration that was applied;
-// a change of schema is one more entry in kMigrations, never an edit of an old one. Specs, plans, records and events are
-// serialized messages of proto/hone/v1: the schema need not change when a message grows. Times are microseconds since
-// the epoch. Step records are not here: they are files (jobs/<id>/attempts/<n>/steps.jsonl).
+// a change of schema is one more entry in kMigrations, never an edit of an old one. Specs, plans, records and events
+// are serialized messages of proto/hone/v1: the schema need not change when a message grows. Times are microseconds
+// since the epoch. Step records are not here: they are files (jobs/<id>/attempts/<n>/steps.jsonl).
 #pragma once
 
 namespace hone {

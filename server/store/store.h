@@ -1,10 +1,10 @@
-// The daemon's memory: jobs, attempts, events, plans, models, blobs and request ids, in one SQLite file. Every change of
-// a job is one transaction together with its events and is on disk before the call returns. Thread-safe; one mutex.
+// The daemon's memory: jobs, attempts, events, plans, models, blobs and request ids, in one SQLite file. Every change
+// of a job is one transaction together with its events and is on disk before the call returns. Thread-safe; one mutex.
 // Not here: step records (files), what to do next (scheduler), who is told (the observer does that).
 //
 // Errors: NOT_FOUND (no such thing), FAILED_PRECONDITION (wrong state), ALREADY_EXISTS, INVALID_ARGUMENT (a bad name or
-// token), and those of sqlite.h when the disk fails. After a failed commit nobody can know what is on disk, so the store
-// refuses every later write (UNAVAILABLE) until the daemon is started again.
+// token), and those of sqlite.h when the disk fails. After a failed commit nobody can know what is on disk, so the
+// store refuses every later write (UNAVAILABLE) until the daemon is started again.
 #pragma once
 
 #include <cstdint>
@@ -96,7 +96,8 @@ struct ModelPage {
 
 class Store {
  public:
-  // Called after a commit, without the store's lock: a job's state went from one to the other (equal: only events came).
+  // Called after a commit, without the store's lock: a job's state went from one to the other (equal: only events
+  // came).
   using Observer = std::function<void(const std::string& job_id, v1::JobState from, v1::JobState to)>;
 
   static absl::StatusOr<std::unique_ptr<Store>> Open(const std::string& path);

@@ -88,7 +88,8 @@ TEST(Chaos, NothingIsLostOrDoubledUnderKill9) {
   const auto counts = (*store)->CountJobs();
   EXPECT_EQ(counts->size(), 1u);
   EXPECT_EQ(counts->at(v1::SUCCEEDED), static_cast<uint64_t>(kJobs));
-  std::printf("%d jobs, %d kills of the daemon, %d attempts ended by them, lost=0 doubled=0\n", kJobs, kKills, restarts);
+  std::printf("%d jobs, %d kills of the daemon, %d attempts ended by them, lost=0 doubled=0\n", kJobs, kKills,
+              restarts);
 }
 
 TEST(Honed, SigtermDrainsAndExitsWithZero) {

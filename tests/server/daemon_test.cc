@@ -93,7 +93,8 @@ TEST_F(DaemonTest, ErrorsNameReasonAndField) {
   spec.mutable_data()->set_train("answers.jsonl");
   EXPECT_EQ(RichError(client_->Create(spec, &job)).second, "data.train");
   spec.mutable_data()->set_train("sha256:" + std::string(64, 'a'));
-  EXPECT_EQ(RichError(client_->Create(spec, &job)), (std::pair<std::string, std::string>("BLOB_MISSING", "data.train")));
+  EXPECT_EQ(RichError(client_->Create(spec, &job)),
+            (std::pair<std::string, std::string>("BLOB_MISSING", "data.train")));
   spec.mutable_data()->set_train("sha256:../../etc/passwd");
   EXPECT_EQ(RichError(client_->Create(spec, &job)).second, "data.train");
   spec = Spec("x");
@@ -122,7 +123,8 @@ TEST_F(DaemonTest, ManySubmitsWithOneRequestIdMakeOneJob) {
   for (int i = 0; i < 24; ++i) {
     threads.emplace_back([&] {
       v1::Job job;
-      const grpc::Status status = client_->Create(Spec("steps=1 plan-sleep=50"), &job, "d9b2d63d-a233-4123-847a-7a2d1b1f2f1a");
+      const grpc::Status status =
+          client_->Create(Spec("steps=1 plan-sleep=50"), &job, "d9b2d63d-a233-4123-847a-7a2d1b1f2f1a");
       EXPECT_TRUE(status.ok()) << status.error_message();
       std::lock_guard lock(mutex);
       ids.insert(job.id());
@@ -351,10 +353,10 @@ TEST_F(DaemonTest, ArtifactsAreReadAndNothingElseIs) {
   EXPECT_EQ(read("adapter/adapter_model.safetensors", 1000, &bytes).error_code(), grpc::StatusCode::OUT_OF_RANGE);
   std::filesystem::create_symlink("/etc/passwd", Output(id) + "/link");
   std::filesystem::create_directory_symlink("/etc", Output(id) + "/etc");
-  for (const char* path : {"../lock", "/etc/passwd", "adapter/../../lock", "link", "etc/passwd", "", ".", "..", "adapter",
-                           "adapter/../../../../../../../etc/passwd", "none",
-                           "adapter//adapter_model.safetensors", "./adapter/adapter_model.safetensors",
-                           "adapter/adapter_model.safetensors/x"}) {
+  for (const char* path :
+       {"../lock", "/etc/passwd", "adapter/../../lock", "link", "etc/passwd", "", ".", "..", "adapter",
+        "adapter/../../../../../../../etc/passwd", "none", "adapter//adapter_model.safetensors",
+        "./adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors/x"}) {
     const grpc::Status status = read(path, 0, &bytes);
     EXPECT_FALSE(status.ok()) << path;
     EXPECT_EQ(RichError(status).second, "path") << path;
@@ -410,7 +412,8 @@ TEST_F(UploadTest, OnlyWhatHasTheDigestIsKept) {
   EXPECT_EQ(RichError(Upload(digest, data.size(), data.substr(1) + "x")).first, "DIGEST_MISMATCH");
   EXPECT_EQ(RichError(Upload(digest, data.size(), data.substr(1))).second, "total_bytes");
   EXPECT_EQ(RichError(Upload(digest, data.size() - 1, data)).second, "total_bytes");
-  for (const std::string& bad : {std::string("../../etc/passwd"), std::string(64, 'A'), std::string(), std::string(63, 'a')}) {
+  for (const std::string& bad :
+       {std::string("../../etc/passwd"), std::string(64, 'A'), std::string(), std::string(63, 'a')}) {
     EXPECT_EQ(RichError(Upload(bad, data.size(), data)).second, "digest") << bad;
   }
   EXPECT_EQ(RichError(Upload(digest, uint64_t{1} << 62, data)).second, "total_bytes");

@@ -1,6 +1,6 @@
 // The real daemon with the real worker on a small random model: killed with SIGKILL at random steps, the worker three
-// times in one run and the daemon three times in another, the job ends with the adapter of an undisturbed run, bit for bit,
-// and with the same losses.
+// times in one run and the daemon three times in another, the job ends with the adapter of an undisturbed run, bit for
+// bit, and with the same losses.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -30,7 +30,8 @@ std::vector<pid_t> ChildrenOf(pid_t parent) {
     std::ifstream in(entry.path() / "stat");
     std::string text((std::istreambuf_iterator<char>(in)), {});
     const size_t after = text.rfind(") ");
-    if (after != std::string::npos && std::atoi(text.c_str() + after + 4) == parent) children.push_back(std::stoi(name));
+    if (after != std::string::npos && std::atoi(text.c_str() + after + 4) == parent)
+      children.push_back(std::stoi(name));
   }
   return children;
 }
@@ -99,7 +100,8 @@ class ResumeTest : public testing::Test {
   // One random step in each of three different checkpoint intervals.
   std::vector<int> RandomSteps() {
     std::vector<int> steps;
-    for (const int interval : {0, 2, 4}) steps.push_back(interval * kSaveSteps + 1 + static_cast<int>(random_() % kSaveSteps));
+    for (const int interval : {0, 2, 4})
+      steps.push_back(interval * kSaveSteps + 1 + static_cast<int>(random_() % kSaveSteps));
     return steps;
   }
 
