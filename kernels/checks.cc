@@ -5,9 +5,7 @@
 namespace hone::checks {
 namespace {
 
-std::string Describe(Tensor t) {
-  return StrCat(DTypeName(t.dtype), " [", t.rows, ", ", t.cols, "] pitch ", t.pitch);
-}
+std::string Describe(Tensor t) { return StrCat(DTypeName(t.dtype), " [", t.rows, ", ", t.cols, "] pitch ", t.pitch); }
 
 void Valid(Tensor t) {
   HONE_CHECK(t.rows >= 0 && t.cols >= 0 && (t.pitch >= t.cols || t.rows <= 1), Describe(t));
@@ -39,8 +37,10 @@ void CheckSegments(const Segments& segments, int64_t q_rows, int64_t kv_rows) {
   for (const Segment& s : segments.host) {
     HONE_CHECK(s.q_len >= 0 && s.kv_len >= s.q_len && s.prefix_len >= 0, "segment lengths ", s.q_len, " ", s.kv_len,
                " ", s.prefix_len);
-    HONE_CHECK(s.q0 >= 0 && int64_t{s.q0} + s.q_len <= q_rows, "segment queries [", s.q0, ", +", s.q_len, ") of ", q_rows);
-    HONE_CHECK(s.kv0 >= 0 && int64_t{s.kv0} + s.kv_len <= kv_rows, "segment keys [", s.kv0, ", +", s.kv_len, ") of ", kv_rows);
+    HONE_CHECK(s.q0 >= 0 && int64_t{s.q0} + s.q_len <= q_rows, "segment queries [", s.q0, ", +", s.q_len, ") of ",
+               q_rows);
+    HONE_CHECK(s.kv0 >= 0 && int64_t{s.kv0} + s.kv_len <= kv_rows, "segment keys [", s.kv0, ", +", s.kv_len, ") of ",
+               kv_rows);
     HONE_CHECK(s.prefix0 >= 0 && int64_t{s.prefix0} + s.prefix_len <= kv_rows, "segment prefix [", s.prefix0, ", +",
                s.prefix_len, ") of ", kv_rows);
   }

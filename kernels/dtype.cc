@@ -14,7 +14,7 @@ struct DTypeRow {
 
 const DTypeRow& Row(DType dtype) {
   static constexpr DTypeRow kRows[] = {
-      {"f32", 1, 4}, {"f16", 1, 2}, {"bf16", 1, 2},   {"i32", 1, 4},   {"u8", 1, 1},
+      {"f32", 1, 4}, {"f16", 1, 2},    {"bf16", 1, 2},   {"i32", 1, 4},    {"u8", 1, 1},
       {"nf4", 2, 1}, {"q8_0", 32, 34}, {"q4_0", 32, 18}, {"q4_1", 32, 20},
   };
   const auto index = static_cast<size_t>(dtype);

@@ -1,6 +1,7 @@
-// Every operation at the sizes of a training step, with its share of the ceiling measured in the same run: products against
-// the best sgemm seen here, memory-bound operations against a plain copy. Instances of a case rotate over at least 256 MB,
-// so that no cache of usual size is measured. In-place operations get their inputs back before every round, untimed.
+// Every operation at the sizes of a training step, with its share of the ceiling measured in the same run: products
+// against the best sgemm seen here, memory-bound operations against a plain copy. Instances of a case rotate over at
+// least 256 MB, so that no cache of usual size is measured. In-place operations get their inputs back before every
+// round, untimed.
 //
 //   hone_kernels_bench --threads=2 --rows=640 --clock=wall --rotate_mb=256 --benchmark_filter='decode|glu'
 #include <benchmark/benchmark.h>
@@ -89,7 +90,8 @@ Ceilings Measure(Backend& backend, const Options& options) {
           copied / BestSeconds(backend, options, CopyCase(act, act, 8192, 2048), 12)};
 }
 
-void Run(benchmark::State& state, Backend& backend, const Options& options, const Ceilings& ceilings, const OpCase& op_case) {
+void Run(benchmark::State& state, Backend& backend, const Options& options, const Ceilings& ceilings,
+         const OpCase& op_case) {
   Rotation rotation(backend, op_case, options);
   rotation.Next();
   double seconds = 0;
@@ -187,10 +189,11 @@ int Main(int argc, char** argv) {
   }
   Backend& backend = **opened;
   const Ceilings ceilings = Measure(backend, options);
-  std::printf("%s: matmul 1536^3 %.0f GFLOP/s, copy (read + write) %.1f GB/s\n", backend.name().c_str(), ceilings.flops / 1e9,
-              ceilings.bytes / 1e9);
+  std::printf("%s: matmul 1536^3 %.0f GFLOP/s, copy (read + write) %.1f GB/s\n", backend.name().c_str(),
+              ceilings.flops / 1e9, ceilings.bytes / 1e9);
   for (const OpCase& op_case : ModelCases(rows, cuda)) {
-    benchmark::RegisterBenchmark(op_case.name.c_str(), [&, op_case](benchmark::State& s) { Run(s, backend, options, ceilings, op_case); })
+    benchmark::RegisterBenchmark(op_case.name.c_str(),
+                                 [&, op_case](benchmark::State& s) { Run(s, backend, options, ceilings, op_case); })
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond)
         ->MinTime(0.2);

@@ -95,7 +95,8 @@ class TimingOpsImpl final : public TimingOps {
     Time("attention_backward",
          [&] { inner_.AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv); });
   }
-  void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode, Tensor log_probs) override {
+  void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
+               Tensor log_probs) override {
     Time("log_prob", [&] { inner_.LogProb(logits, targets, transform, mode, log_probs); });
   }
   void SumSquares(Tensor x, Tensor out) override {
@@ -156,8 +157,8 @@ std::string TimingOps::Report(double step_seconds) const {
   std::string report;
   char line[128];
   for (const auto& [name, use] : rows) {
-    std::snprintf(line, sizeof(line), "%-20s %8lld calls %10.3f ms %6.2f %%\n", name.c_str(), static_cast<long long>(use.calls),
-                  use.seconds * 1e3, 100 * use.seconds / step_seconds);
+    std::snprintf(line, sizeof(line), "%-20s %8lld calls %10.3f ms %6.2f %%\n", name.c_str(),
+                  static_cast<long long>(use.calls), use.seconds * 1e3, 100 * use.seconds / step_seconds);
     report += line;
   }
   std::snprintf(line, sizeof(line), "products: %.1f GFLOP, %.1f GFLOP/s within matmul, %.1f GFLOP/s of the step\n",

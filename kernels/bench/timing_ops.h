@@ -1,5 +1,5 @@
-// TimingOps: hands every operation to another Ops and adds up where the time goes, by operation, and by shape for products.
-// For benchmarks ("which share of a training step is products, and what is the rest"); not for production.
+// TimingOps: hands every operation to another Ops and adds up where the time goes, by operation, and by shape for
+// products. For benchmarks ("which share of a training step is products, and what is the rest"); not for production.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +29,11 @@ class TimingOps : public Ops {
   virtual const std::map<ProductShape, TimedUse>& products() const = 0;
   virtual void Reset() = 0;
 
-  double ProductFlops() const;    // of all calls together
+  double ProductFlops() const;  // of all calls together
   double ProductSeconds() const;
-  double TotalSeconds() const;    // within operations
-  // A table, most expensive first, with each row's share of `step_seconds`; what no operation accounts for is "elsewhere".
+  double TotalSeconds() const;  // within operations
+  // A table, most expensive first, with each row's share of `step_seconds`; what no operation accounts for is
+  // "elsewhere".
   std::string Report(double step_seconds) const;
 };
 
@@ -42,6 +43,7 @@ std::unique_ptr<TimingOps> MakeTimingOps(Ops& inner);
 // FLOP/s of exactly these products, one after the other on `ops` and nothing else: the ceiling for a step made of them.
 // memory: at least ProductReplayBytes of them.
 uint64_t ProductReplayBytes(const std::map<ProductShape, TimedUse>& products, DType dtype);
-double ReplayFlopsPerSecond(Ops& ops, const std::map<ProductShape, TimedUse>& products, void* memory, int repetitions = 3);
+double ReplayFlopsPerSecond(Ops& ops, const std::map<ProductShape, TimedUse>& products, void* memory,
+                            int repetitions = 3);
 
 }  // namespace hone

@@ -1,13 +1,13 @@
 #include "kernels/cpu/blas_check.h"
 
 #include <cblas.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
@@ -17,8 +17,8 @@ namespace hone {
 namespace {
 
 // Small and large blocks, ragged edges on each side, more than one block of k.
-constexpr int64_t kShapes[][3] = {{1, 7, 33},   {5, 3, 17},    {8, 16, 64},  {16, 33, 100}, {31, 65, 47},
-                                  {33, 17, 129}, {64, 48, 9},  {97, 130, 63}, {130, 97, 450}, {66, 258, 576}};
+constexpr int64_t kShapes[][3] = {{1, 7, 33},    {5, 3, 17},  {8, 16, 64},   {16, 33, 100},  {31, 65, 47},
+                                  {33, 17, 129}, {64, 48, 9}, {97, 130, 63}, {130, 97, 450}, {66, 258, 576}};
 
 // Exact in fp32: small integers, so that any order of summation gives the same bits.
 float Value(uint64_t i) { return static_cast<float>(static_cast<int>((i * 2654435761u >> 7) % 15) - 7); }
@@ -88,8 +88,9 @@ absl::Status RestartWithSafeBlas(BlasHealth health, char** argv) {
   }
   if (setenv("OPENBLAS_CORETYPE", safe.c_str(), 1) != 0) return Internal("OPENBLAS_CORETYPE cannot be set");
   execv("/proc/self/exe", argv);
-  return Internal("OpenBLAS ", what, " on this processor (core type ", BlasCoreName(), ") and the program could not be started ",
-                  "again (", std::strerror(errno), "); run it with OPENBLAS_CORETYPE=", safe);
+  return Internal("OpenBLAS ", what, " on this processor (core type ", BlasCoreName(),
+                  ") and the program could not be started ", "again (", std::strerror(errno),
+                  "); run it with OPENBLAS_CORETYPE=", safe);
 }
 
 }  // namespace hone

@@ -8,7 +8,7 @@ namespace {
 
 // Keys of a segment in the order of their positions: prefix, then its own.
 struct KeySpan {
-  int64_t row0;      // first row of k and v
+  int64_t row0;  // first row of k and v
   int64_t length;
   int64_t position;  // of its first key
   bool causal;
@@ -36,8 +36,8 @@ void ForTiles(const Segment& s, const AttentionShape& shape, QueryBlock block, f
     const int64_t end = span.causal ? std::min(span.length, last_position + 1 - span.position) : span.length;
     for (int64_t j = begin; j < end; j += kTileCols) {
       const int64_t position = span.position + j;
-      ScoreTile tile{scores, kTilePitch, block.rows, std::min(kTileCols, end - j), 0, 0, shape.window > 0, span.causal,
-                     shape.scale, shape.softcap};
+      ScoreTile tile{scores,      kTilePitch,  block.rows,   std::min(kTileCols, end - j), 0, 0, shape.window > 0,
+                     span.causal, shape.scale, shape.softcap};
       tile.lo = query_position - shape.window + 1 - position;
       tile.hi = span.causal ? query_position + 1 - position : tile.cols;
       f(tile, span.row0 + j);
@@ -45,8 +45,8 @@ void ForTiles(const Segment& s, const AttentionShape& shape, QueryBlock block, f
   }
 }
 
-void ForwardBlock(const CpuKernels& kernels, const AttentionCall& call, const Segment& s, int64_t head, QueryBlock block,
-                  float* scratch) {
+void ForwardBlock(const CpuKernels& kernels, const AttentionCall& call, const Segment& s, int64_t head,
+                  QueryBlock block, float* scratch) {
   const int64_t d = call.shape.head_dim;
   const int64_t kv_col = head / (call.shape.heads / call.shape.kv_heads) * d;
   const RowsF32 q = At(call.q, s.q0 + block.first, head * d);
@@ -58,7 +58,8 @@ void ForwardBlock(const CpuKernels& kernels, const AttentionCall& call, const Se
     const RowsF32 k = At(call.k, row, kv_col), v = At(call.v, row, kv_col);
     Sgemm({false, true, tile.rows, tile.cols, d}, 1, q.data, q.pitch, k.data, k.pitch, 0, tile.s, tile.pitch);
     kernels.softmax_tile(tile, first, row_max, row_sum, out, d);
-    Sgemm({false, false, tile.rows, d, tile.cols}, 1, tile.s, tile.pitch, v.data, v.pitch, first ? 0 : 1, out.data, out.pitch);
+    Sgemm({false, false, tile.rows, d, tile.cols}, 1, tile.s, tile.pitch, v.data, v.pitch, first ? 0 : 1, out.data,
+          out.pitch);
     first = false;
   });
   kernels.softmax_finish(block.rows, row_max, row_sum, out, d, At(call.lse, s.q0 + block.first, head));
@@ -96,7 +97,8 @@ void ForQueryBlocks(const Segment& s, F&& f) {
 // Tasks in one fixed order, each with a cost; a part owns those whose middle lies in its share of the total.
 class Share {
  public:
-  Share(double total, int part, int parts) : begin_(total * part / parts), end_(total * (part + 1) / parts), last_(part + 1 == parts) {}
+  Share(double total, int part, int parts)
+      : begin_(total * part / parts), end_(total * (part + 1) / parts), last_(part + 1 == parts) {}
   bool Take(double cost) {
     const double middle = done_ + cost / 2;
     done_ += cost;
@@ -122,8 +124,8 @@ KeyRange KeysOf(const Segment& s) {
   return range;
 }
 
-// The end of the run of segments that starts at `begin` and shares no key or value row with any segment after it. Rows of
-// dk and dv then belong to one task. Looks at every later segment: quadratic in a batch's documents, which are few.
+// The end of the run of segments that starts at `begin` and shares no key or value row with any segment after it. Rows
+// of dk and dv then belong to one task. Looks at every later segment: quadratic in a batch's documents, which are few.
 size_t IndependentRun(std::span<const Segment> segments, size_t begin) {
   int64_t limit = KeysOf(segments[begin]).end;
   size_t end = begin + 1;
@@ -171,7 +173,8 @@ void AttentionBackwardPart(const CpuKernels& kernels, const AttentionCall& call,
       for (size_t i = begin; i < end; ++i) {
         const Segment& s = call.segments[i];
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-          ForQueryBlocks(s, [&](QueryBlock block) { BackwardBlock(kernels, call, gradients, s, head, block, scratch); });
+          ForQueryBlocks(s,
+                         [&](QueryBlock block) { BackwardBlock(kernels, call, gradients, s, head, block, scratch); });
         }
       }
     }

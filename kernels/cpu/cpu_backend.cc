@@ -1,10 +1,10 @@
 // The CPU as a Backend: memory by mmap, touched when it is reserved, so that a job which started has its pages.
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 
 #include "kernels/arena.h"
 #include "kernels/backend.h"
@@ -15,8 +15,8 @@
 namespace hone {
 namespace {
 
-// What OpenBLAS may touch per calling thread for packed panels, 384 deep and as wide as the rows of a product: 1.3 MiB seen
-// at SmolLM2's sizes; this covers 20,000 rows.
+// What OpenBLAS may touch per calling thread for packed panels, 384 deep and as wide as the rows of a product: 1.3 MiB
+// seen at SmolLM2's sizes; this covers 20,000 rows.
 constexpr uint64_t kBlasBytesPerThread = uint64_t{32} << 20;
 constexpr int kMaxThreads = 1024;
 
@@ -81,7 +81,8 @@ class CpuBackend final : public Backend {
     if (data == MAP_FAILED) return ResourceExhausted("reserving ", bytes, " bytes of memory: ", std::strerror(errno));
     auto block = std::make_unique<HostBlock>(data, size);
     madvise(data, size, MADV_HUGEPAGE);  // advice; without huge pages it is only slower
-    if (!Populate(data, size)) return ResourceExhausted("reserving ", bytes, " bytes of memory: ", std::strerror(errno));
+    if (!Populate(data, size))
+      return ResourceExhausted("reserving ", bytes, " bytes of memory: ", std::strerror(errno));
     return block;
   }
 

@@ -8,6 +8,7 @@
 #include "kernels/checks.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/half.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -25,7 +26,8 @@ char* RowAddress(Tensor t, int64_t row) { return static_cast<char*>(t.data) + ro
 int64_t RowBytes(Tensor t) { return t.cols * BlockBytes(t.dtype); }
 
 void CheckIds(const int32_t* ids, int64_t count, int64_t limit) {
-  for (int64_t i = 0; i < count; ++i) HONE_CHECK(ids[i] >= 0 && ids[i] < limit, "row id ", ids[i], " at ", i, " of ", limit);
+  for (int64_t i = 0; i < count; ++i)
+    HONE_CHECK(ids[i] >= 0 && ids[i] < limit, "row id ", ids[i], " at ", i, " of ", limit);
 }
 
 }  // namespace
@@ -35,11 +37,11 @@ CpuOps::CpuOps(int threads) : CpuOps(threads, BestCpuKernels()) {}
 CpuOps::CpuOps(int threads, const CpuKernels& kernels)
     : pool_(threads),
       kernels_(kernels),
-      scratch_(static_cast<float*>(::operator new(WorkspaceBytes(threads), std::align_val_t{kScratchAlignment}))) {
+      scratch_(static_cast<float*>(::operator new (WorkspaceBytes(threads), std::align_val_t{kScratchAlignment}))) {
   UseOneBlasThread();
 }
 
-CpuOps::~CpuOps() { ::operator delete(scratch_, std::align_val_t{kScratchAlignment}); }
+CpuOps::~CpuOps() { ::operator delete (scratch_, std::align_val_t{kScratchAlignment}); }
 
 uint64_t CpuOps::WorkspaceBytes(int threads) { return static_cast<uint64_t>(threads) * kScratchFloats * sizeof(float); }
 
@@ -66,8 +68,7 @@ void CpuOps::Fill(Tensor out, float value) {
     kernels_.f32_to_bf16(&value, 1, &half);
     pattern = half;
   } else if (out.dtype == DType::kF16) {
-    const auto half = static_cast<_Float16>(value);
-    std::memcpy(&pattern, &half, 2);
+    pattern = FloatToHalf(value);
   } else {
     std::memcpy(&pattern, &value, 4);
   }
@@ -114,7 +115,8 @@ namespace {
 // One row of a stored weight, rounded to bf16 where the output is.
 void DecodeRow(const CpuKernels& kernels, const WeightView& weight, int64_t row, Tensor out, int64_t out_row) {
   const int64_t first = row * weight.cols;
-  if (out.dtype == DType::kF32) return kernels.decode(weight, first, weight.cols, out.as<float>() + out_row * out.pitch);
+  if (out.dtype == DType::kF32)
+    return kernels.decode(weight, first, weight.cols, out.as<float>() + out_row * out.pitch);
   constexpr int64_t kChunk = 2048;  // a multiple of every block
   float chunk[kChunk];
   for (int64_t c = 0; c < weight.cols; c += kChunk) {
@@ -167,9 +169,10 @@ void CpuOps::ScatterRows(Tensor in, Tensor row_ids, Tensor out) {
 void CpuOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) {
   checks::Matmul(a, ta, b, tb, c);
   HONE_CHECK(a.dtype == DType::kF32, "the CPU back end multiplies fp32 only");
-  const GemmShape shape{ta == Transpose::kYes, tb == Transpose::kYes, c.rows, c.cols, ta == Transpose::kYes ? a.rows : a.cols};
-  if (ParallelSkinny(pool_, kernels_, scratch_, kScratchFloats, shape, alpha, a.as<float>(), a.pitch, b.as<float>(), b.pitch,
-                     beta, c.as<float>(), c.pitch)) {
+  const GemmShape shape{ta == Transpose::kYes, tb == Transpose::kYes, c.rows, c.cols,
+                        ta == Transpose::kYes ? a.rows : a.cols};
+  if (ParallelSkinny(pool_, kernels_, scratch_, kScratchFloats, shape, alpha, a.as<float>(), a.pitch, b.as<float>(),
+                     b.pitch, beta, c.as<float>(), c.pitch)) {
     return;
   }
   ParallelSgemm(pool_, shape, alpha, a.as<float>(), a.pitch, b.as<float>(), b.pitch, beta, c.as<float>(), c.pitch);
@@ -202,8 +205,8 @@ void CpuOps::RmsNorm(Tensor x, Tensor weight, float eps, Tensor y, Tensor rstd) 
 void CpuOps::RmsNormBackward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor dx, float beta) {
   checks::RmsNormBackward(dy, x, weight, rstd, dx, beta, DType::kF32);
   Rows(x, [&](int64_t begin, int64_t end) {
-    kernels_.rms_norm_backward(Rows32(dy), Rows32(x), weight.as<float>(), weight.cols, rstd.cols, Rows32(rstd), Rows32(dx),
-                               beta, begin, end);
+    kernels_.rms_norm_backward(Rows32(dy), Rows32(x), weight.as<float>(), weight.cols, rstd.cols, Rows32(rstd),
+                               Rows32(dx), beta, begin, end);
   });
 }
 
@@ -240,8 +243,8 @@ void CpuOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
 void CpuOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) {
   checks::GluBackward(d_out, gate_up, d_gate_up, DType::kF32);
   Rows(d_out, [&](int64_t begin, int64_t end) {
-    kernels_.glu_backward(Rows32(d_out), Rows32(gate_up), d_out.cols, static_cast<int>(activation), Rows32(d_gate_up), begin,
-                          end);
+    kernels_.glu_backward(Rows32(d_out), Rows32(gate_up), d_out.cols, static_cast<int>(activation), Rows32(d_gate_up),
+                          begin, end);
   });
 }
 
@@ -254,20 +257,23 @@ void CpuOps::Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, c
   pool_.Parts([&](int part) { AttentionPart(kernels_, call, part, pool_.threads(), Scratch(part)); });
 }
 
-void CpuOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
-                               const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv) {
+void CpuOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+                               const Segments& segments, const AttentionShape& shape, Tensor delta, Tensor dq,
+                               Tensor dk, Tensor dv) {
   checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, DType::kF32);
   Fill(dq, 0);
   Fill(dk, 0);
   Fill(dv, 0);
   const AttentionCall call{Rows32(q), Rows32(k), Rows32(v), Rows32(out), Rows32(lse), segments.host, shape};
   const AttentionGradients gradients{Rows32(d_out), Rows32(delta), Rows32(dq), Rows32(dk), Rows32(dv)};
-  pool_.Parts([&](int part) { AttentionBackwardPart(kernels_, call, gradients, part, pool_.threads(), Scratch(part)); });
+  pool_.Parts(
+      [&](int part) { AttentionBackwardPart(kernels_, call, gradients, part, pool_.threads(), Scratch(part)); });
 }
 
 // --- Head ----------------------------------------------------------------------------------------------------------
 
-void CpuOps::LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode, Tensor log_probs) {
+void CpuOps::LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
+                     Tensor log_probs) {
   checks::LogProb(logits, targets, log_probs, DType::kF32);
   CheckIds(targets.as<int32_t>(), targets.cols, logits.cols);
   Rows(logits, [&](int64_t begin, int64_t end) {
@@ -301,8 +307,14 @@ void CpuOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squ
   std::memcpy(&p, step.data, sizeof(p));
   const float norm = std::sqrt(*sum_squares.as<float>());
   const float clip = p.max_grad_norm == 0 ? 1.0f : std::min(1.0f, p.max_grad_norm / (norm + 1e-6f));
-  const AdamWScalars scalars{clip,          constants.beta1,        constants.beta2,    constants.eps,
-                             p.learning_rate, constants.weight_decay, p.bias_correction1, p.bias_correction2};
+  const AdamWScalars scalars{clip,
+                             constants.beta1,
+                             constants.beta2,
+                             constants.eps,
+                             p.learning_rate,
+                             constants.weight_decay,
+                             p.bias_correction1,
+                             p.bias_correction2};
   pool_.Ranges(param.elements(), kGrainElements, [&](int64_t begin, int64_t end) {
     kernels_.adamw(param.as<float>() + begin, grad.as<float>() + begin, m.as<float>() + begin, v.as<float>() + begin,
                    end - begin, scalars);

@@ -36,14 +36,14 @@ void PackB(const GemmShape& s, const float* b, int64_t ldb, int64_t padded, floa
 
 void UseOneBlasThread() { openblas_set_num_threads(1); }
 
-void Sgemm(const GemmShape& s, float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-           int64_t ldc) {
+void Sgemm(const GemmShape& s, float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta,
+           float* c, int64_t ldc) {
   if (s.m == 0 || s.n == 0) return;
   if (s.m == 1 && s.tb && !s.ta && s.k > 0) {
     // One row: a matrix-vector product reads b once and packs nothing.
     if (beta == 0) std::fill_n(c, s.n, 0.0f);
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, ToInt(s.n), ToInt(s.k), alpha, b, ToInt(ldb), a, 1, beta == 0 ? 1.0f : beta,
-                c, 1);
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, ToInt(s.n), ToInt(s.k), alpha, b, ToInt(ldb), a, 1,
+                beta == 0 ? 1.0f : beta, c, 1);
     return;
   }
   cblas_sgemm(CblasRowMajor, s.ta ? CblasTrans : CblasNoTrans, s.tb ? CblasTrans : CblasNoTrans, ToInt(s.m), ToInt(s.n),
@@ -75,26 +75,28 @@ void ParallelSgemm(ThreadPool& pool, const GemmShape& s, float alpha, const floa
   });
 }
 
-bool ParallelSkinny(ThreadPool& pool, const CpuKernels& kernels, float* scratch, int64_t scratch_floats, const GemmShape& s,
-                    float alpha, const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+bool ParallelSkinny(ThreadPool& pool, const CpuKernels& kernels, float* scratch, int64_t scratch_floats,
+                    const GemmShape& s, float alpha, const float* a, int64_t lda, const float* b, int64_t ldb,
+                    float beta, float* c, int64_t ldc) {
   const bool few_columns = s.n <= kShortSide, few_rows = s.m <= kShortSide && s.m > 1;
   const int64_t padded = (s.n + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   const bool pack = s.tb || padded != s.n;
   if (s.k == 0 || (!few_columns && !few_rows) || (few_columns && s.m == 1)) return false;
   if (pack && (!few_columns || padded * s.k > scratch_floats)) return false;
   if (pack) PackB(s, b, ldb, padded, scratch);
-  const SkinnyProduct p{a, s.ta ? 1 : lda, s.ta ? lda : 1, pack ? scratch : b, pack ? padded : ldb, c, ldc, s.n, s.k, alpha, beta};
+  const SkinnyProduct p{
+      a, s.ta ? 1 : lda, s.ta ? lda : 1, pack ? scratch : b, pack ? padded : ldb, c, ldc, s.n, s.k, alpha, beta};
   if (few_columns) {
     constexpr int64_t kRows = 16;  // of a tile
-    pool.Ranges((s.m + kRows - 1) / kRows, std::max<int64_t>(1, kSkinnyGrain / (kRows * s.n * s.k)), [&](int64_t begin, int64_t end) {
-      kernels.skinny(p, begin * kRows, std::min(end * kRows, s.m), 0, s.n);
-    });
+    pool.Ranges(
+        (s.m + kRows - 1) / kRows, std::max<int64_t>(1, kSkinnyGrain / (kRows * s.n * s.k)),
+        [&](int64_t begin, int64_t end) { kernels.skinny(p, begin * kRows, std::min(end * kRows, s.m), 0, s.n); });
     return true;
   }
   const int64_t columns = 3 * kernels.lanes;  // of a tile
-  pool.Ranges((s.n + columns - 1) / columns, std::max<int64_t>(1, kSkinnyGrain / (columns * s.m * s.k)), [&](int64_t begin, int64_t end) {
-    kernels.skinny(p, 0, s.m, begin * columns, std::min(end * columns, s.n));
-  });
+  pool.Ranges(
+      (s.n + columns - 1) / columns, std::max<int64_t>(1, kSkinnyGrain / (columns * s.m * s.k)),
+      [&](int64_t begin, int64_t end) { kernels.skinny(p, 0, s.m, begin * columns, std::min(end * columns, s.n)); });
   return true;
 }
 

@@ -147,7 +147,8 @@ class DryOpsImpl final : public DryOps {
     checks::SumSquares(x, out);
     Count(Bytes(x));
   }
-  void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step, const AdamWConstants&) override {
+  void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
+             const AdamWConstants&) override {
     checks::AdamW(param, grad, m, v, sum_squares, step);
     Count(2 * (Bytes(param) + Bytes(m) + Bytes(v)) + Bytes(grad));
   }

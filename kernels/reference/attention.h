@@ -1,5 +1,6 @@
-// Causal attention over segments, one query at a time. `round` is what an implementation does to the numbers between its
-// products (scores, probabilities and their gradients): NoRounding, or Bf16Rounding for the yardstick of a bf16 back end.
+// Causal attention over segments, one query at a time. `round` is what an implementation does to the numbers between
+// its products (scores, probabilities and their gradients): NoRounding, or Bf16Rounding for the yardstick of a bf16
+// back end.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +26,8 @@ T Softcapped(const T& s, double softcap) {
 
 // Scores of one query and head before and after the softcap.
 template <typename T, typename Round>
-std::vector<T> Scores(const Matrix<T>& q, const Matrix<T>& k, int64_t q_row, int64_t head, const std::vector<int64_t>& rows,
-                      const AttentionShape& shape, Round round) {
+std::vector<T> Scores(const Matrix<T>& q, const Matrix<T>& k, int64_t q_row, int64_t head,
+                      const std::vector<int64_t>& rows, const AttentionShape& shape, Round round) {
   const int64_t d = shape.head_dim, kv_head = head / (shape.heads / shape.kv_heads);
   std::vector<T> scores;
   for (int64_t row : rows) {

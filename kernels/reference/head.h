@@ -29,7 +29,8 @@ std::vector<T> LogProb(const Matrix<T>& logits, const std::vector<int32_t>& targ
 
 // (onehot - softmax) * d transform(z) / dz
 template <typename T>
-Matrix<T> LogProbUnitGradient(const Matrix<T>& logits, const std::vector<int32_t>& targets, const LogitTransform& transform) {
+Matrix<T> LogProbUnitGradient(const Matrix<T>& logits, const std::vector<int32_t>& targets,
+                              const LogitTransform& transform) {
   Matrix<T> gradient(logits.rows, logits.cols);
   const std::vector<T> log_probs = LogProb(logits, targets, transform);
   for (int64_t i = 0; i < logits.rows; ++i) {

@@ -15,7 +15,8 @@ Matrix<T> Transposed(const Matrix<T>& a) {
 }
 
 template <typename T>
-void Matmul(const Matrix<T>& a, Transpose ta, const Matrix<T>& b, Transpose tb, Matrix<T>& c, double alpha, double beta) {
+void Matmul(const Matrix<T>& a, Transpose ta, const Matrix<T>& b, Transpose tb, Matrix<T>& c, double alpha,
+            double beta) {
   const Matrix<T> left = ta == Transpose::kYes ? Transposed(a) : a;
   const Matrix<T> right = tb == Transpose::kYes ? Transposed(b) : b;
   for (int64_t i = 0; i < c.rows; ++i) {

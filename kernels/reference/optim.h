@@ -18,7 +18,8 @@ void AdamW(std::vector<T>& param, const std::vector<T>& grad, std::vector<T>& m,
     m[i] = beta1 * m[i] + (1 - beta1) * g;
     v[i] = beta2 * v[i] + (1 - beta2) * g * g;
     param[i] -= lr * constants.weight_decay * param[i];
-    param[i] -= lr / step.bias_correction1 * m[i] / (std::sqrt(v[i]) / std::sqrt(T(step.bias_correction2)) + constants.eps);
+    param[i] -=
+        lr / step.bias_correction1 * m[i] / (std::sqrt(v[i]) / std::sqrt(T(step.bias_correction2)) + constants.eps);
   }
 }
 

@@ -6,8 +6,8 @@
 namespace hone::reference {
 
 template <typename T>
-void RopeTable(const std::vector<int32_t>& positions, const std::vector<float>& inv_freq, double scaling, Matrix<T>& cos,
-               Matrix<T>& sin) {
+void RopeTable(const std::vector<int32_t>& positions, const std::vector<float>& inv_freq, double scaling,
+               Matrix<T>& cos, Matrix<T>& sin) {
   for (int64_t t = 0; t < cos.rows; ++t) {
     for (int64_t i = 0; i < cos.cols; ++i) {
       const float angle = static_cast<float>(positions[t]) * inv_freq[i];

@@ -1,9 +1,10 @@
 // Data types, arenas, shape checks, the thread pool, the dry back end, and what OpenCpu promises.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cmath>
+#include <cstdlib>
 
 #include "kernels/arena.h"
 #include "kernels/backend.h"
@@ -11,6 +12,8 @@
 #include "kernels/cpu/blas_check.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/dry/dry_ops.h"
+#include "kernels/half.h"
+#include "kernels/reference/decode.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -25,6 +28,22 @@ TEST(DType, StorageBytes) {
   EXPECT_EQ(StorageBytes(DType::kQ4_0, 33), std::nullopt);
   EXPECT_EQ(StorageBytes(DType::kF32, uint64_t{1} << 62), std::nullopt);
   EXPECT_EQ(DTypeName(DType::kNf4), "nf4");
+}
+
+TEST(Half, EveryHalfComesBackAndTiesGoToEven) {
+  for (uint32_t h = 0; h < 0x10000u; ++h) {
+    const uint8_t bytes[2] = {static_cast<uint8_t>(h), static_cast<uint8_t>(h >> 8)};
+    const float value = reference::HalfValue(bytes);
+    if (std::isnan(value)) continue;
+    ASSERT_EQ(FloatToHalf(value), h) << value;
+  }
+  EXPECT_EQ(FloatToHalf(2049), 0x6800);  // between 2048 and 2050: even
+  EXPECT_EQ(FloatToHalf(2051), 0x6802);
+  EXPECT_EQ(FloatToHalf(65519), 0x7bff);
+  EXPECT_EQ(FloatToHalf(65520), 0x7c00);
+  EXPECT_EQ(FloatToHalf(0x1p-25f), 0);  // half of the smallest: even
+  EXPECT_EQ(FloatToHalf(0x1.8p-25f), 1);
+  EXPECT_EQ(FloatToHalf(NAN) & 0x7e00, 0x7e00);
 }
 
 TEST(Arena, AlignsReleasesAndRemembersItsPeak) {
@@ -76,8 +95,9 @@ TEST(Checks, WrongShapesAreBrokenInvariants) {
     EXPECT_THROW(ops->RmsNorm(tensor(2, 6), tensor(1, 4), 1e-5f, tensor(2, 6), tensor(2, 1)), InvariantError);
     EXPECT_THROW(ops->Glu(tensor(2, 7), Activation::kSilu, tensor(2, 3)), InvariantError);
     const Segment outside[] = {{0, 4, 2, 4, 0, 0}};
-    EXPECT_THROW(ops->Attention(tensor(4, 2), tensor(4, 2), tensor(4, 2), {outside, {}}, {1, 1, 2}, tensor(4, 2), tensor(4, 1)),
-                 InvariantError);
+    EXPECT_THROW(
+        ops->Attention(tensor(4, 2), tensor(4, 2), tensor(4, 2), {outside, {}}, {1, 1, 2}, tensor(4, 2), tensor(4, 1)),
+        InvariantError);
     ops->Matmul(tensor(2, 3), Transpose::kNo, tensor(3, 2), Transpose::kNo, tensor(2, 2));
   }
 }
@@ -86,7 +106,8 @@ TEST(Checks, AnIdOutsideTheTableIsRefused) {
   auto cpu = OpenCpu({.threads = 1}).value();
   float data[8] = {};
   int32_t ids[2] = {0, 4};
-  const Tensor in{data, DType::kF32, 4, 1, 1}, id_tensor{ids, DType::kI32, 1, 2, 2}, out{data + 4, DType::kF32, 2, 1, 1};
+  const Tensor in{data, DType::kF32, 4, 1, 1}, id_tensor{ids, DType::kI32, 1, 2, 2},
+      out{data + 4, DType::kF32, 2, 1, 1};
   EXPECT_THROW(cpu->ops().GatherRows(in, id_tensor, out), InvariantError);
 }
 
@@ -104,7 +125,8 @@ TEST(DryOps, Counts) {
   EXPECT_EQ(dry->counts().attention_flops, 4.0 * 8 * 2 * (6 + 13));
   EXPECT_EQ(dry->counts().launches, 3);
   dry->ResetCounts();
-  dry->Attention(tensor(8, 16), tensor(8, 8), tensor(8, 8), {segments, {}}, {2, 1, 8, 1, 0, 2}, tensor(8, 16), tensor(8, 2));
+  dry->Attention(tensor(8, 16), tensor(8, 8), tensor(8, 8), {segments, {}}, {2, 1, 8, 1, 0, 2}, tensor(8, 16),
+                 tensor(8, 2));
   EXPECT_EQ(dry->counts().attention_flops, 4.0 * 8 * 2 * (5 + 4));  // window 2: 1 + 2 + 2 and 2 + 2
   float host[4] = {1, 2, 3, 4};
   dry->Download(tensor(1, 4), host);

@@ -11,8 +11,8 @@ namespace {
 using reference::Matrix;
 
 std::string Name(const char* op, const AttentionLayout& layout, const AttentionShape& shape) {
-  return StrCat(op, "/", layout.name, ",heads=", shape.heads, ",kv=", shape.kv_heads, ",d=", shape.head_dim, ",window=",
-                shape.window, ",softcap=", shape.softcap);
+  return StrCat(op, "/", layout.name, ",heads=", shape.heads, ",kv=", shape.kv_heads, ",d=", shape.head_dim,
+                ",window=", shape.window, ",softcap=", shape.softcap);
 }
 
 double Pairs(const AttentionLayout& layout, const AttentionShape& shape) {
@@ -36,7 +36,8 @@ Forward RunForward(const CaseTensors& t, Tensor q, Tensor k, Tensor v, const Att
   if (t.timing()) return {Matrix<double>(q.rows, q.cols), Matrix<double>(q.rows, shape.heads, 5)};
   // Rows that no segment names keep what they had: NaN is "as before".
   Forward f{Matrix<double>(q.rows, q.cols, NAN), Matrix<double>(q.rows, shape.heads, NAN)};
-  reference::Attention(t.MatrixBefore(q), t.MatrixBefore(k), t.MatrixBefore(v), layout.segments, shape, f.out, f.lse, round);
+  reference::Attention(t.MatrixBefore(q), t.MatrixBefore(k), t.MatrixBefore(v), layout.segments, shape, f.out, f.lse,
+                       round);
   return f;
 }
 
@@ -72,8 +73,8 @@ AttentionLayout SharedPrompt(int64_t prompt, const std::vector<int64_t>& complet
 AttentionLayout CacheDecode(const std::vector<int64_t>& lengths) {
   AttentionLayout layout{"cache", 0, 0, {}};
   for (int64_t n : lengths) {
-    layout.segments.push_back({static_cast<int32_t>(layout.q_rows), 1, static_cast<int32_t>(layout.kv_rows),
-                               static_cast<int32_t>(n), 0, 0});
+    layout.segments.push_back(
+        {static_cast<int32_t>(layout.q_rows), 1, static_cast<int32_t>(layout.kv_rows), static_cast<int32_t>(n), 0, 0});
     layout.q_rows += 1;
     layout.kv_rows += n + 3;  // room to grow
     layout.name += StrCat("_", n);
@@ -128,9 +129,9 @@ OpCase AttentionBackwardCase(const AttentionLayout& layout, const AttentionShape
                 *gq = Matrix<double>(q.rows, q.cols);
                 *gk = Matrix<double>(k.rows, k.cols);
                 *gv = Matrix<double>(k.rows, k.cols);
-                reference::AttentionBackward(c.MatrixBefore(d_out), c.MatrixBefore(q), c.MatrixBefore(k), c.MatrixBefore(v),
-                                             c.MatrixBefore(out), c.MatrixBefore(lse), layout.segments, shape, *gq, *gk, *gv,
-                                             round);
+                reference::AttentionBackward(c.MatrixBefore(d_out), c.MatrixBefore(q), c.MatrixBefore(k),
+                                             c.MatrixBefore(v), c.MatrixBefore(out), c.MatrixBefore(lse),
+                                             layout.segments, shape, *gq, *gk, *gv, round);
               };
               Matrix<double> gq, gk, gv;
               run(reference::NoRounding{}, &gq, &gk, &gv);
@@ -162,9 +163,9 @@ void AddAttentionCases(std::vector<OpCase>& cases) {
   both(Documents({5}), shape(2, 1, 16));
   both(Documents({3, 1, 40, 17}, 3), shape(3, 1, 64));
   both(Documents({100, 61, 90}), shape(9, 3, 64));
-  both(Documents({33, 20}), shape(4, 4, 20));   // a head_dim of no particular kind
+  both(Documents({33, 20}), shape(4, 4, 20));  // a head_dim of no particular kind
   both(Documents({70}), shape(2, 1, 128));
-  both(Documents({600}), shape(1, 1, 32));      // more keys than one tile
+  both(Documents({600}), shape(1, 1, 32));  // more keys than one tile
   both(Documents({600}), shape(1, 1, 32, 100));
   both(Documents({40, 130}), shape(2, 2, 32, 7));
   both(Documents({40, 66}), shape(2, 1, 32, 0, 5));

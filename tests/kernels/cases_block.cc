@@ -62,21 +62,23 @@ OpCase RmsNormBackwardCase(int64_t rows, int64_t width, int64_t groups, float be
 OpCase RopeTableCase(int64_t rows, int64_t head_dim) {
   return {StrCat("rope_table/t=", rows, ",d=", head_dim), [=](CaseTensors& t) {
             std::vector<int32_t> positions;
-            for (int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<int32_t>(i < rows / 2 ? i : t.Below(8192)));
+            for (int64_t i = 0; i < rows; ++i)
+              positions.push_back(static_cast<int32_t>(i < rows / 2 ? i : t.Below(8192)));
             Values frequencies;
             for (int64_t i = 0; i < head_dim / 2; ++i) {
               frequencies.push_back(std::pow(100000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim)));
             }
             const Tensor position_tensor = t.Ints(positions);
             const Tensor inv_freq = t.From(DType::kF32, 1, head_dim / 2, frequencies);
-            const Tensor cos = t.Output(DType::kF32, rows, head_dim / 2), sin = t.Output(DType::kF32, rows, head_dim / 2);
+            const Tensor cos = t.Output(DType::kF32, rows, head_dim / 2),
+                         sin = t.Output(DType::kF32, rows, head_dim / 2);
             const float scaling = 1.25f;
             return PreparedCase{[=](Ops& ops) { ops.RopeTable(position_tensor, inv_freq, scaling, cos, sin); },
                                 [=](CaseTensors& c) {
                                   const Values f = c.Before(inv_freq);
                                   Matrix<double> exact_cos(rows, head_dim / 2), exact_sin(rows, head_dim / 2);
-                                  reference::RopeTable(positions, std::vector<float>(f.begin(), f.end()), scaling, exact_cos,
-                                                       exact_sin);
+                                  reference::RopeTable(positions, std::vector<float>(f.begin(), f.end()), scaling,
+                                                       exact_cos, exact_sin);
                                   c.Expect("cos", cos, exact_cos.values, kTight);
                                   c.Expect("sin", sin, exact_sin.values, kTight);
                                 },
@@ -85,10 +87,12 @@ OpCase RopeTableCase(int64_t rows, int64_t head_dim) {
 }
 
 OpCase RopeCase(int64_t rows, int64_t heads, int64_t head_dim, RopeDirection direction) {
-  return {StrCat("rope/t=", rows, ",heads=", heads, ",d=", head_dim, direction == RopeDirection::kBackward ? ",backward" : ""),
+  return {StrCat("rope/t=", rows, ",heads=", heads, ",d=", head_dim,
+                 direction == RopeDirection::kBackward ? ",backward" : ""),
           [=](CaseTensors& t) {
             const Tensor x = t.Random(t.act(), rows, heads * head_dim, 1, 64);
-            const Tensor cos = t.Random(DType::kF32, rows, head_dim / 2), sin = t.Random(DType::kF32, rows, head_dim / 2);
+            const Tensor cos = t.Random(DType::kF32, rows, head_dim / 2),
+                         sin = t.Random(DType::kF32, rows, head_dim / 2);
             return PreparedCase{[=](Ops& ops) { ops.Rope(x, head_dim, cos, sin, direction); },
                                 [=](CaseTensors& c) {
                                   auto exact = c.MatrixBefore(x);
@@ -119,22 +123,24 @@ OpCase GluCase(int64_t rows, int64_t width, Activation activation) {
 }
 
 OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place) {
-  return {StrCat("glu_backward/", ActivationName(activation), ",t=", rows, ",f=", width, in_place ? ",in_place" : ""),
-          [=](CaseTensors& t) {
-            const Tensor d_out = t.Random(t.act(), rows, width, 1, 16), gate_up = t.Random(t.act(), rows, 2 * width, 3, 16);
-            const Tensor d_gate_up = in_place ? gate_up : t.Output(t.act(), rows, 2 * width, 16);
-            return PreparedCase{[=](Ops& ops) { ops.GluBackward(d_out, gate_up, activation, d_gate_up); },
-                                [=](CaseTensors& c) {
-                                  Matrix<double> exact(rows, 2 * width);
-                                  reference::GluBackward(c.MatrixBefore(d_out), c.MatrixBefore(gate_up), activation, exact);
-                                  c.Expect("d_gate_up", d_gate_up, exact.values, kGradient);
-                                },
-                                0, static_cast<double>(5 * rows * width * BlockBytes(d_out.dtype))};
-          }};
+  return {
+      StrCat("glu_backward/", ActivationName(activation), ",t=", rows, ",f=", width, in_place ? ",in_place" : ""),
+      [=](CaseTensors& t) {
+        const Tensor d_out = t.Random(t.act(), rows, width, 1, 16), gate_up = t.Random(t.act(), rows, 2 * width, 3, 16);
+        const Tensor d_gate_up = in_place ? gate_up : t.Output(t.act(), rows, 2 * width, 16);
+        return PreparedCase{[=](Ops& ops) { ops.GluBackward(d_out, gate_up, activation, d_gate_up); },
+                            [=](CaseTensors& c) {
+                              Matrix<double> exact(rows, 2 * width);
+                              reference::GluBackward(c.MatrixBefore(d_out), c.MatrixBefore(gate_up), activation, exact);
+                              c.Expect("d_gate_up", d_gate_up, exact.values, kGradient);
+                            },
+                            0, static_cast<double>(5 * rows * width * BlockBytes(d_out.dtype))};
+      }};
 }
 
 void AddBlockCases(std::vector<OpCase>& cases) {
-  for (auto [rows, width, groups] : {std::array<int64_t, 3>{1, 3, 1}, {7, 33, 1}, {5, 100, 3}, {13, 64, 9}, {67, 576, 1}, {3, 2048, 1}}) {
+  for (auto [rows, width, groups] :
+       {std::array<int64_t, 3>{1, 3, 1}, {7, 33, 1}, {5, 100, 3}, {13, 64, 9}, {67, 576, 1}, {3, 2048, 1}}) {
     cases.push_back(RmsNormCase(rows, width, groups, false));
     cases.push_back(RmsNormCase(rows, width, groups, true));
     cases.push_back(RmsNormBackwardCase(rows, width, groups, 0));

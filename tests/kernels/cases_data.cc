@@ -32,11 +32,10 @@ std::vector<int32_t> Distinct(CaseTensors& t, int64_t count, int64_t limit) {
 OpCase FillCase(DType dtype, int64_t rows, int64_t cols, float value) {
   return {StrCat("fill/", DTypeName(dtype), ",", rows, "x", cols, ",", value), [=](CaseTensors& t) {
             const Tensor out = t.Output(dtype, rows, cols, 3);
-            return PreparedCase{[=](Ops& ops) { ops.Fill(out, value); },
-                                [=](CaseTensors& c) {
-                                  c.ExpectExactly("out", out, Values(static_cast<size_t>(rows * cols), value));
-                                },
-                                0, static_cast<double>(rows * cols * BlockBytes(dtype))};
+            return PreparedCase{
+                [=](Ops& ops) { ops.Fill(out, value); },
+                [=](CaseTensors& c) { c.ExpectExactly("out", out, Values(static_cast<size_t>(rows * cols), value)); },
+                0, static_cast<double>(rows * cols * BlockBytes(dtype))};
           }};
 }
 
@@ -62,7 +61,8 @@ OpCase DecodeCase(DType stored, bool nested, DType out_dtype, int64_t rows, int6
 }
 
 OpCase EmbeddingCase(DType stored, int64_t vocabulary, int64_t hidden, int64_t tokens) {
-  return {StrCat("embedding/", DTypeName(stored), ",v=", vocabulary, ",h=", hidden, ",t=", tokens), [=](CaseTensors& t) {
+  return {StrCat("embedding/", DTypeName(stored), ",v=", vocabulary, ",h=", hidden, ",t=", tokens),
+          [=](CaseTensors& t) {
             const auto table = t.RandomWeight(stored, vocabulary, hidden);
             std::vector<int32_t> ids;
             for (int64_t i = 0; i < tokens; ++i) ids.push_back(static_cast<int32_t>(t.Below(vocabulary)));

@@ -21,7 +21,8 @@ OpCase LogProbCase(int64_t rows, int64_t vocabulary, LogitTransform transform, L
                                   const auto before = c.MatrixBefore(logits);
                                   c.Expect("log_probs", log_probs, reference::LogProb(before, targets, transform));
                                   if (!unit) return;
-                                  c.Expect("gradient", logits, reference::LogProbUnitGradient(before, targets, transform).values,
+                                  c.Expect("gradient", logits,
+                                           reference::LogProbUnitGradient(before, targets, transform).values,
                                            kGradient);
                                 },
                                 0, static_cast<double>((unit ? 2 : 1) * rows * vocabulary * BlockBytes(logits.dtype))};
@@ -42,33 +43,36 @@ OpCase SumSquaresCase(int64_t count) {
 }
 
 OpCase AdamWCase(int64_t count, float max_grad_norm, float weight_decay) {
-  return {StrCat("adamw/n=", count, ",clip=", max_grad_norm, ",decay=", weight_decay), [=](CaseTensors& t) {
-            const auto n = static_cast<size_t>(count);
-            Values second(n);
-            for (double& v : second) v = t.Normal() * t.Normal() * 1e-3, v *= v;
-            const Tensor param = t.Random(DType::kF32, 1, count), grad = t.Random(DType::kF32, 1, count, 0.1);
-            const Tensor m = t.Random(DType::kF32, 1, count, 0.1), v = t.From(DType::kF32, 1, count, second);
-            double squares = 0;
-            for (double g : t.Before(grad)) squares += g * g;
-            const Tensor sum_squares = t.From(DType::kF32, 1, 1, {squares});
-            const StepParams step{1e-2f, 0.271f, 0.002997f, max_grad_norm};
-            const AdamWConstants constants{0.9f, 0.999f, 1e-8f, weight_decay};
-            const Tensor step_tensor = t.From(DType::kF32, 1, 4, {step.learning_rate, step.bias_correction1, step.bias_correction2, step.max_grad_norm});
-            return PreparedCase{[=](Ops& ops) { ops.AdamW(param, grad, m, v, sum_squares, step_tensor, constants); },
-                                [=](CaseTensors& c) {
-                                  Values p = c.Before(param), mm = c.Before(m), vv = c.Before(v);
-                                  reference::AdamW(p, c.Before(grad), mm, vv, c.Before(sum_squares)[0], step, constants);
-                                  c.Expect("param", param, p);
-                                  c.Expect("m", m, mm);
-                                  c.Expect("v", v, vv);
-                                },
-                                0, static_cast<double>(count * 7 * 4)};
-          }};
+  return {
+      StrCat("adamw/n=", count, ",clip=", max_grad_norm, ",decay=", weight_decay), [=](CaseTensors& t) {
+        const auto n = static_cast<size_t>(count);
+        Values second(n);
+        for (double& v : second) v = t.Normal() * t.Normal() * 1e-3, v *= v;
+        const Tensor param = t.Random(DType::kF32, 1, count), grad = t.Random(DType::kF32, 1, count, 0.1);
+        const Tensor m = t.Random(DType::kF32, 1, count, 0.1), v = t.From(DType::kF32, 1, count, second);
+        double squares = 0;
+        for (double g : t.Before(grad)) squares += g * g;
+        const Tensor sum_squares = t.From(DType::kF32, 1, 1, {squares});
+        const StepParams step{1e-2f, 0.271f, 0.002997f, max_grad_norm};
+        const AdamWConstants constants{0.9f, 0.999f, 1e-8f, weight_decay};
+        const Tensor step_tensor = t.From(
+            DType::kF32, 1, 4, {step.learning_rate, step.bias_correction1, step.bias_correction2, step.max_grad_norm});
+        return PreparedCase{[=](Ops& ops) { ops.AdamW(param, grad, m, v, sum_squares, step_tensor, constants); },
+                            [=](CaseTensors& c) {
+                              Values p = c.Before(param), mm = c.Before(m), vv = c.Before(v);
+                              reference::AdamW(p, c.Before(grad), mm, vv, c.Before(sum_squares)[0], step, constants);
+                              c.Expect("param", param, p);
+                              c.Expect("m", m, mm);
+                              c.Expect("v", v, vv);
+                            },
+                            0, static_cast<double>(count * 7 * 4)};
+      }};
 }
 
 void AddHeadCases(std::vector<OpCase>& cases) {
   for (LogProbMode mode : {LogProbMode::kLogProbOnly, LogProbMode::kUnitGradient}) {
-    for (LogitTransform transform : {LogitTransform{}, LogitTransform{0.5f, 0}, LogitTransform{1, 10}, LogitTransform{0.25f, 3}}) {
+    for (LogitTransform transform :
+         {LogitTransform{}, LogitTransform{0.5f, 0}, LogitTransform{1, 10}, LogitTransform{0.25f, 3}}) {
       cases.push_back(LogProbCase(1, 1, transform, mode, false));
       cases.push_back(LogProbCase(3, 33, transform, mode, false));
       cases.push_back(LogProbCase(9, 1000, transform, mode, false));

@@ -6,8 +6,9 @@
 namespace hone {
 
 OpCase MatmulCase(const MatmulShape& s) {
-  const std::string name = StrCat("matmul/", s.ta == Transpose::kYes ? "t" : "n", s.tb == Transpose::kYes ? "t" : "n", ",m=", s.m, ",n=", s.n,
-                                  ",k=", s.k, ",alpha=", s.alpha, ",beta=", s.beta, s.fp32_out ? ",to_f32" : "");
+  const std::string name =
+      StrCat("matmul/", s.ta == Transpose::kYes ? "t" : "n", s.tb == Transpose::kYes ? "t" : "n", ",m=", s.m,
+             ",n=", s.n, ",k=", s.k, ",alpha=", s.alpha, ",beta=", s.beta, s.fp32_out ? ",to_f32" : "");
   return {name, [=](CaseTensors& t) {
             const bool ta = s.ta == Transpose::kYes, tb = s.tb == Transpose::kYes;
             const Tensor a = ta ? t.Random(t.act(), s.k, s.m, 1, 16) : t.Random(t.act(), s.m, s.k, 1, 16);
@@ -21,7 +22,8 @@ OpCase MatmulCase(const MatmulShape& s) {
                                                     s.alpha, s.beta);
                                   tensors.Expect("c", c, exact.values);
                                 },
-                                2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k), 0};
+                                2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k),
+                                0};
           }};
 }
 
@@ -41,7 +43,8 @@ OpCase AddCase(int64_t rows, int64_t cols) {
 
 OpCase AddBiasCase(int64_t rows, int64_t cols, bool fp32_bias) {
   return {StrCat("add_bias/", rows, "x", cols, fp32_bias ? ",f32" : ""), [=](CaseTensors& t) {
-            const Tensor bias = t.Random(fp32_bias ? DType::kF32 : t.act(), 1, cols), y = t.Random(t.act(), rows, cols, 1, 5);
+            const Tensor bias = t.Random(fp32_bias ? DType::kF32 : t.act(), 1, cols),
+                         y = t.Random(t.act(), rows, cols, 1, 5);
             return PreparedCase{[=](Ops& ops) { ops.AddBias(bias, y); },
                                 [=](CaseTensors& c) {
                                   Values exact = c.Before(y);

@@ -1,9 +1,9 @@
 // Every operation case on the CPU back end, with one thread and with three, on every instruction set this machine has.
 #include <gtest/gtest.h>
 
+#include "kernels/backend.h"
 #include "kernels/cpu/blas_check.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/backend.h"
 #include "tests/kernels/count_allocations.h"
 #include "tests/kernels/op_case.h"
 
@@ -40,9 +40,9 @@ TEST_P(CpuOpCase, MatchesReference) {
   }
 }
 
-// Rows, tiles and partial sums are divided by position: the number of threads does not show in the result. Except in large
-// products, where OpenBLAS's kernels before AVX-512 round by the place in the block they are given: there the bits are the
-// same for the same number of threads (MatchesReference runs everything twice).
+// Rows, tiles and partial sums are divided by position: the number of threads does not show in the result. Except in
+// large products, where OpenBLAS's kernels before AVX-512 round by the place in the block they are given: there the
+// bits are the same for the same number of threads (MatchesReference runs everything twice).
 TEST_P(CpuOpCase, SameBitsWithAnyNumberOfThreads) {
   if (GetParam().rfind("matmul/", 0) == 0) GTEST_SKIP() << "only for the same number of threads";
   const OpCase op_case = FindOpCase(GetParam());

@@ -46,8 +46,11 @@ void CheckDecode(const WeightView& weight, const std::string& name) {
 }
 
 TEST(Golden, GgufBlocks) {
-  for (auto [name, dtype] : {std::pair{"q8_0", DType::kQ8_0}, {"q4_0", DType::kQ4_0}, {"q4_1", DType::kQ4_1},
-                             {"f16", DType::kF16}, {"bf16", DType::kBF16}}) {
+  for (auto [name, dtype] : {std::pair{"q8_0", DType::kQ8_0},
+                             {"q4_0", DType::kQ4_0},
+                             {"q4_1", DType::kQ4_1},
+                             {"f16", DType::kF16},
+                             {"bf16", DType::kBF16}}) {
     const std::vector<uint8_t> codes = Read(std::string(name) + ".codes");
     WeightView weight;
     weight.data = codes.data();
@@ -73,7 +76,8 @@ TEST(Golden, Nf4Plain) {
 
 TEST(Golden, Nf4Nested) {
   const std::vector<uint8_t> codes = Read("nf4_nested.codes"), absmax_codes = Read("nf4_nested.absmax_codes");
-  const auto nested_code = ReadAs<float>("nf4_nested.nested_code"), nested_absmax = ReadAs<float>("nf4_nested.nested_absmax");
+  const auto nested_code = ReadAs<float>("nf4_nested.nested_code"),
+             nested_absmax = ReadAs<float>("nf4_nested.nested_absmax");
   WeightView weight;
   weight.data = codes.data();
   weight.dtype = DType::kNf4;

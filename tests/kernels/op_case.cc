@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numbers>
 
+#include "kernels/half.h"
 #include "kernels/reference/decode.h"
 #include "proto/base/status.h"
 #include "tests/kernels/cases.h"
@@ -14,7 +15,8 @@
 namespace hone {
 namespace {
 
-// Before and after every tensor: one alignment unit. All ones are NaN in fp32 and bf16, so that reading it shows as well.
+// Before and after every tensor: one alignment unit. All ones are NaN in fp32 and bf16, so that reading it shows as
+// well.
 constexpr int64_t kGuardBytes = 256;
 constexpr uint8_t kGuardByte = 0xff;
 
@@ -22,13 +24,6 @@ uint64_t Hash(const std::string& text) {
   uint64_t hash = 1469598103934665603u;
   for (char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211u;
   return hash;
-}
-
-uint16_t FloatToHalf(float x) {
-  const auto half = static_cast<_Float16>(x);
-  uint16_t bits;
-  std::memcpy(&bits, &half, 2);
-  return bits;
 }
 
 void StoreElement(DType dtype, double value, uint8_t* p) {
@@ -205,7 +200,8 @@ CaseTensors::Weight CaseTensors::RandomWeight(DType dtype, int64_t rows, int64_t
     device = static_cast<const float*>(d);
   };
   if (!nested) {
-    keep_floats(blocks, [&] { return 0.05 + 0.01 * Normal(); }, w.host.absmax, w.device.absmax);
+    keep_floats(
+        blocks, [&] { return 0.05 + 0.01 * Normal(); }, w.host.absmax, w.device.absmax);
     return w;
   }
   std::vector<uint8_t> codes(static_cast<size_t>(blocks));
@@ -213,7 +209,8 @@ CaseTensors::Weight CaseTensors::RandomWeight(DType dtype, int64_t rows, int64_t
   const auto [h, d] = keep(codes.data(), codes.size());
   w.host.absmax_codes = static_cast<const uint8_t*>(h);
   w.device.absmax_codes = static_cast<const uint8_t*>(d);
-  keep_floats(256, [&] { return Normal() / 3; }, w.host.nested_code, w.device.nested_code);
+  keep_floats(
+      256, [&] { return Normal() / 3; }, w.host.nested_code, w.device.nested_code);
   keep_floats((blocks + kNf4NestedBlockSize - 1) / kNf4NestedBlockSize, [&] { return 0.02 + 0.001 * Normal(); },
               w.host.nested_absmax, w.device.nested_absmax);
   w.host.nested_offset = w.device.nested_offset = 0.0471f;
@@ -231,7 +228,8 @@ Segments CaseTensors::MakeSegments(const std::vector<Segment>& segments) {
 
 CaseTensors::Slot& CaseTensors::Find(Tensor tensor) const {
   for (const auto& slot : slots_) {
-    if (slot->view.data == tensor.data && slot->view.rows == tensor.rows && slot->view.cols == tensor.cols) return *slot;
+    if (slot->view.data == tensor.data && slot->view.rows == tensor.rows && slot->view.cols == tensor.cols)
+      return *slot;
   }
   HONE_CHECK(false, "a tensor that this case did not make");
   return *slots_.front();
@@ -259,7 +257,8 @@ void CaseTensors::Expect(const std::string& what, Tensor tensor, const Values& e
   Expect(what, tensor, exact, rounded, bound);
 }
 
-void CaseTensors::Expect(const std::string& what, Tensor tensor, const Values& exact, const Values& rounded, Bound bound) {
+void CaseTensors::Expect(const std::string& what, Tensor tensor, const Values& exact, const Values& rounded,
+                         Bound bound) {
   Slot& slot = Find(tensor);
   slot.expected = true;
   const Values got = slot.Read(slot.after);

@@ -3,8 +3,9 @@
 // have come out. Tensors are surrounded by guard words, outputs start as NaN, and what a case does not expect to change
 // (inputs, guards, the gap between a row's end and the pitch) must not change.
 //
-// Bounds: fp32 outputs by normalised mean square error (NMSE = sum (got - exact)^2 / sum exact^2); bf16 outputs: the error's
-// norm is at most 2x (gradients 3x) that of the reference evaluated with bf16 rounding at the operation's boundaries.
+// Bounds: fp32 outputs by normalised mean square error (NMSE = sum (got - exact)^2 / sum exact^2); bf16 outputs: the
+// error's norm is at most 2x (gradients 3x) that of the reference evaluated with bf16 rounding at the operation's
+// boundaries.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ namespace hone {
 using Values = std::vector<double>;  // dense, row-major
 
 struct Bound {
-  double nmse = 1e-12;        // fp32
-  double bf16_factor = 2;     // gradients: 3
+  double nmse = 1e-12;     // fp32
+  double bf16_factor = 2;  // gradients: 3
 };
 inline constexpr Bound kTight{1e-13, 2};
 inline constexpr Bound kUsual{1e-12, 2};
@@ -44,7 +45,7 @@ class CaseTensors {
   // Tensors of standard normal values times `scale`, rounded to the dtype; `gap` more elements in the pitch.
   Tensor Random(DType dtype, int64_t rows, int64_t cols, double scale = 1, int64_t gap = 0);
   Tensor From(DType dtype, int64_t rows, int64_t cols, const Values& values, int64_t gap = 0);
-  Tensor Ints(const std::vector<int32_t>& values);                             // kI32 [1, n]
+  Tensor Ints(const std::vector<int32_t>& values);                          // kI32 [1, n]
   Tensor Output(DType dtype, int64_t rows, int64_t cols, int64_t gap = 0);  // NaN; kI32: INT32_MIN
   // Random bytes or given ones on the device, for stored weights.
   const void* RawBytes(const std::vector<uint8_t>& bytes);
@@ -71,8 +72,8 @@ class CaseTensors {
   void ExpectExactly(const std::string& what, Tensor tensor, const Values& exact);
 
   // --- For the runner
-  void UploadAll();    // (again) what every tensor holds before a launch
-  void DownloadAll();  // after it
+  void UploadAll();                                  // (again) what every tensor holds before a launch
+  void DownloadAll();                                // after it
   std::vector<std::vector<uint8_t>> images() const;  // all bytes as downloaded
   void CheckUntouched();
   const std::vector<std::string>& failures() const { return failures_; }

@@ -97,8 +97,8 @@ TEST(Reference, GluBackward) {
       return WeightedSum(out, d_out);
     });
   }
-  EXPECT_NEAR(Activate(Activation::kGelu, 1.0), 0.8413447460685429, 1e-15);     // the normal distribution at one sigma
-  EXPECT_NEAR(Activate(Activation::kSilu, 1.0), 0.7310585786300049, 1e-15);     // 1 / (1 + 1/e)
+  EXPECT_NEAR(Activate(Activation::kGelu, 1.0), 0.8413447460685429, 1e-15);      // the normal distribution at one sigma
+  EXPECT_NEAR(Activate(Activation::kSilu, 1.0), 0.7310585786300049, 1e-15);      // 1 / (1 + 1/e)
   EXPECT_NEAR(Activate(Activation::kGeluTanh, 1.0), 0.8411919906082768, 1e-12);  // torch's tanh approximation
 }
 
@@ -106,7 +106,8 @@ void CheckAttentionBackward(const AttentionShape& shape, const std::vector<Segme
   const int64_t d = shape.head_dim;
   const Matrix<double> q = Random(rows, shape.heads * d, 1), k = Random(rows, shape.kv_heads * d, 2);
   const Matrix<double> v = Random(rows, shape.kv_heads * d, 3), d_out = Random(rows, shape.heads * d, 4);
-  Matrix<double> out(q.rows, q.cols), lse(q.rows, shape.heads), dq(q.rows, q.cols), dk(k.rows, k.cols), dv(k.rows, k.cols);
+  Matrix<double> out(q.rows, q.cols), lse(q.rows, shape.heads), dq(q.rows, q.cols), dk(k.rows, k.cols),
+      dv(k.rows, k.cols);
   Attention(q, k, v, segments, shape, out, lse);
   AttentionBackward(d_out, q, k, v, out, lse, segments, shape, dq, dk, dv);
   const auto loss = [&](const Matrix<Complex>& zq, const Matrix<Complex>& zk, const Matrix<Complex>& zv) {
@@ -149,12 +150,14 @@ TEST(Reference, LogProbGradient) {
   EXPECT_NEAR(LogProb(Matrix<double>(1, 4, 3.0), {1}, {})[0], -std::log(4), 1e-15);
 }
 
-// Two steps of torch.optim.AdamW in float64([1.0, -2.0], lr 0.1, weight_decay 0.01) with gradients (0.5, -1), then (0.25, 2).
+// Two steps of torch.optim.AdamW in float64([1.0, -2.0], lr 0.1, weight_decay 0.01) with gradients (0.5, -1), then
+// (0.25, 2).
 TEST(Reference, AdamWIsPyTorchs) {
   std::vector<double> p = {1, -2}, m = {0, 0}, v = {0, 0};
   const AdamWConstants constants{0.9f, 0.999f, 1e-8f, 0.01f};
   for (int t = 1; t <= 2; ++t) {
-    const StepParams step{0.1f, static_cast<float>(1 - std::pow(0.9, t)), static_cast<float>(1 - std::pow(0.999, t)), 0};
+    const StepParams step{0.1f, static_cast<float>(1 - std::pow(0.9, t)), static_cast<float>(1 - std::pow(0.999, t)),
+                          0};
     AdamW(p, t == 1 ? std::vector<double>{0.5, -1} : std::vector<double>{0.25, 2}, m, v, 0.0, step, constants);
   }
   EXPECT_NEAR(p[0], 0.8048830404754623, 2e-6);

@@ -89,7 +89,8 @@ void SoftmaxTile(const ScoreTile& tile, bool first, float* row_max, float* row_s
   }
 }
 
-void SoftmaxFinish(int64_t rows, const float* row_max, const float* row_sum, RowsF32 out, int64_t head_dim, RowsF32 lse) {
+void SoftmaxFinish(int64_t rows, const float* row_max, const float* row_sum, RowsF32 out, int64_t head_dim,
+                   RowsF32 lse) {
   for (int64_t i = 0; i < rows; ++i) {
     const float factor = 1.0f / row_sum[i];
     float* o = out.data + i * out.pitch;

@@ -56,8 +56,8 @@ void RmsNorm(RowsF32 x, const float* weight, int64_t width, int64_t groups, floa
   }
 }
 
-void RmsNormBackward(RowsF32 dy, RowsF32 x, const float* weight, int64_t width, int64_t groups, RowsF32 rstd, RowsF32 dx,
-                     float beta, int64_t begin, int64_t end) {
+void RmsNormBackward(RowsF32 dy, RowsF32 x, const float* weight, int64_t width, int64_t groups, RowsF32 rstd,
+                     RowsF32 dx, float beta, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     for (int64_t g = 0; g < groups; ++g) {
       const float* dyr = dy.data + r * dy.pitch + g * width;
@@ -74,7 +74,8 @@ void RmsNormBackward(RowsF32 dy, RowsF32 x, const float* weight, int64_t width, 
             width,
             [&](int64_t c) { Store(dxr + c, factor * (Load(weight + c) * Load(dyr + c) - Load(xr + c) * mean)); },
             [&](int64_t c, int64_t n) {
-              StorePart(dxr + c, factor * (LoadPart(weight + c, n) * LoadPart(dyr + c, n) - LoadPart(xr + c, n) * mean), n);
+              StorePart(dxr + c, factor * (LoadPart(weight + c, n) * LoadPart(dyr + c, n) - LoadPart(xr + c, n) * mean),
+                        n);
             });
       } else {
         for (int64_t c = 0; c < width; ++c) dxr[c] += factor * (weight[c] * dyr[c] - xr[c] * mean);
@@ -83,7 +84,8 @@ void RmsNormBackward(RowsF32 dy, RowsF32 x, const float* weight, int64_t width, 
   }
 }
 
-void Rope(RowsF32 x, int64_t heads, int64_t head_dim, RowsF32 cos, RowsF32 sin, float sign, int64_t begin, int64_t end) {
+void Rope(RowsF32 x, int64_t heads, int64_t head_dim, RowsF32 cos, RowsF32 sin, float sign, int64_t begin,
+          int64_t end) {
   const int64_t half = head_dim / 2;
   for (int64_t r = begin; r < end; ++r) {
     const float* c = cos.data + r * cos.pitch;

@@ -35,8 +35,9 @@ struct ScoreTile {
   float softcap;  // 0: none
 };
 
-// c[m, n] <- alpha * sum over k of a(i, k) * b(k, j) + beta * c: element (i, k) of a at a + i * a_row + k * a_k (either way
-// round), row k of b at b + k * b_k with whole vectors readable (n rounded up to `lanes`). beta 0 ignores what c held.
+// c[m, n] <- alpha * sum over k of a(i, k) * b(k, j) + beta * c: element (i, k) of a at a + i * a_row + k * a_k (either
+// way round), row k of b at b + k * b_k with whole vectors readable (n rounded up to `lanes`). beta 0 ignores what c
+// held.
 struct SkinnyProduct {
   const float* a;
   int64_t a_row, a_k;
@@ -50,7 +51,8 @@ struct SkinnyProduct {
 
 struct CpuKernels {
   const char* name;
-  // --- decode.cc: elements [first, first + count) of the weight's flat order; first and count are multiples of the block.
+  // --- decode.cc: elements [first, first + count) of the weight's flat order; first and count are multiples of the
+  // block.
   void (*decode)(const WeightView& weight, int64_t first, int64_t count, float* out);
   void (*f32_to_bf16)(const float* in, int64_t count, uint16_t* out);
   void (*bf16_to_f32)(const uint16_t* in, int64_t count, float* out);
@@ -75,7 +77,8 @@ struct CpuKernels {
   // --- attention.cc
   // Online softmax: s becomes exp(score - max) (0 where unseen), row_max and row_sum are brought up to date and the
   // rows of out (head_dim wide) multiplied by what the old maximum has become; first: no earlier tile.
-  void (*softmax_tile)(const ScoreTile& tile, bool first, float* row_max, float* row_sum, RowsF32 out, int64_t head_dim);
+  void (*softmax_tile)(const ScoreTile& tile, bool first, float* row_max, float* row_sum, RowsF32 out,
+                       int64_t head_dim);
   void (*softmax_finish)(int64_t rows, const float* row_max, const float* row_sum, RowsF32 out, int64_t head_dim,
                          RowsF32 lse);
   // s (raw products) becomes p = exp(score - lse); dp becomes ds = p * (dp - delta) * scale, through the softcap.
@@ -92,8 +95,8 @@ std::span<const CpuKernels> CpuKernelSets();
 const CpuKernels& BestCpuKernels();
 
 // Filled per instruction set by each source of this folder.
-#define HONE_DECLARE_ISA(isa)             \
-  namespace isa {                         \
+#define HONE_DECLARE_ISA(isa)               \
+  namespace isa {                           \
   void AddDecode(CpuKernels& kernels);      \
   void AddElementwise(CpuKernels& kernels); \
   void AddHead(CpuKernels& kernels);        \

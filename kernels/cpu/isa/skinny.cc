@@ -1,6 +1,6 @@
-// Products with one short side, as adapters have them: c[m, n] with few columns or few rows. OpenBLAS would spend as long on
-// packing the long operand as on multiplying; here a tile of c stays in registers while k runs, and nothing long is packed.
-// Every element of c is one sum over k in order: the same bits however the rows are divided.
+// Products with one short side, as adapters have them: c[m, n] with few columns or few rows. OpenBLAS would spend as
+// long on packing the long operand as on multiplying; here a tile of c stays in registers while k runs, and nothing
+// long is packed. Every element of c is one sum over k in order: the same bits however the rows are divided.
 #include "kernels/cpu/isa/kernels.h"
 #include "kernels/cpu/isa/vec.h"
 
@@ -53,8 +53,8 @@ inline void RowsOf(const SkinnyProduct& p, int64_t col, int64_t begin, int64_t e
 // As many sums as the registers hold: 32 of them with AVX-512, 16 before.
 constexpr bool kManyRegisters = kLanes == 16;
 
-void Columns(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end, int64_t k_begin,
-             int64_t k_end, float beta) {
+void Columns(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end,
+             int64_t k_begin, int64_t k_end, float beta) {
   for (int64_t col = col_begin; col < col_end;) {
     const int64_t vectors = (col_end - col + kLanes - 1) / kLanes;
     if (vectors >= 3) {
@@ -70,8 +70,8 @@ void Columns(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t
   }
 }
 
-// Where k walks down the columns of a long operand, every step lands on another page: a few rows of it at a time, so that
-// neighbouring tiles find the rest of each cache line and the processor sees sequential streams.
+// Where k walks down the columns of a long operand, every step lands on another page: a few rows of it at a time, so
+// that neighbouring tiles find the rest of each cache line and the processor sees sequential streams.
 constexpr int64_t kRowsAtATime = 32;
 
 void Skinny(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {

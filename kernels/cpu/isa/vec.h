@@ -1,5 +1,5 @@
-// Vectors of fp32 as wide as the instruction set of this compilation, and the functions that libm has no vector form of.
-// Internal linkage throughout: each instruction set keeps its own copy.
+// Vectors of fp32 as wide as the instruction set of this compilation, and the functions that libm has no vector form
+// of. Internal linkage throughout: each instruction set keeps its own copy.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,8 @@ typedef float VFUnaligned __attribute__((vector_size(HONE_VECTOR_BYTES), aligned
   return best;
 }
 
-// e^x = 2^n * e^r, n = round(x / ln 2), |r| <= ln(2)/2; the polynomial's relative error is 4e-9 (fitted, least squares on
-// Chebyshev nodes), the result's about 1e-7. 0 below -86.5, finite up to 88.7 and held there; NaN stays NaN.
+// e^x = 2^n * e^r, n = round(x / ln 2), |r| <= ln(2)/2; the polynomial's relative error is 4e-9 (fitted, least squares
+// on Chebyshev nodes), the result's about 1e-7. 0 below -86.5, finite up to 88.7 and held there; NaN stays NaN.
 [[maybe_unused]] inline VF Exp(VF x) {
   const VF top = Splat(88.72f);
   const VI tiny = x < Splat(-86.5f);
