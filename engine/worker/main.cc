@@ -17,7 +17,8 @@ int main(int argc, char** argv) {
   CLI::App app("honed-worker: inspects, trains and runs models. JSON lines in on stdin, JSON lines out on stdout.",
                "honed-worker");
   app.require_subcommand(1);
-  app.set_version_flag("--version", hone::StrCat("honed-worker ", hone::BuildVersion(), " (", hone::BuildId(), "), OpenBLAS ", hone::BlasCoreName()));
+  app.set_version_flag("--version", hone::StrCat("honed-worker ", hone::BuildVersion(), " (", hone::BuildId(),
+                                                 "), OpenBLAS ", hone::BlasCoreName()));
   int exit_code = 0;
   hone::AddTextVerbs(app, &exit_code);
   hone::AddModelVerbs(app, &exit_code);

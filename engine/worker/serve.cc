@@ -99,6 +99,9 @@ class ChannelEvents : public TrainEvents {
   Channel& channel_;
 };
 
+// "cpu (2 threads)": what jobs run on until training runs on CUDA.
+std::string DeviceDescription() { return StrCat("cpu (", std::thread::hardware_concurrency(), " threads)"); }
+
 void SendReport(Channel& channel, const nlohmann::ordered_json& report) {
   v1::FromWorker message;
   message.set_report_json(report.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -207,7 +210,7 @@ int Serve(int fd) {
   hello.mutable_hello()->set_version(std::string(BuildVersion()));
   hello.mutable_hello()->set_build_id(std::string(BuildId()));
   hello.mutable_hello()->set_pid(::getpid());
-  hello.mutable_hello()->set_device("cpu");
+  hello.mutable_hello()->set_device(DeviceDescription());
   channel.Send(hello);
   channel.StartReader();
   v1::FromWorker message;

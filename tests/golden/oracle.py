@@ -63,7 +63,7 @@ adapter: {{lora: {{r: 16, lora_alpha: 32}}}}
 objective: {{sft: {{}}}}
 data: {{train: {tmp}/rows.jsonl, order: sequential}}
 batch: {{examples: 4}}
-optimizer: {{learning_rate: 1e-3}}
+optimizer: {{learning_rate: 1e-4}}
 run: {{max_steps: 3}}
 export: [peft, merged, "gguf:f16", "gguf:q8_0"]
 """
