@@ -14,8 +14,8 @@
 namespace hone {
 namespace {
 
-// What one thread should have to do at least, in elements of a row loop (about 3 microseconds).
-constexpr int64_t kGrainElements = 8192;
+// What one thread should have to do at least, in elements of a row loop (about 10 microseconds).
+constexpr int64_t kGrainElements = 32768;
 // SumSquares adds this many partial sums in order, whatever the number of threads.
 constexpr int64_t kPartialSums = 64;
 

@@ -22,7 +22,7 @@ int ToInt(int64_t x) {
 
 // A side of c up to which the product counts as skinny; measured against sgemm at k = 192 ... 1536.
 constexpr int64_t kShortSide = 64;
-constexpr int64_t kSkinnyGrain = 1 << 17;  // multiply-adds per thread at least
+constexpr int64_t kSkinnyGrain = 1 << 19;  // multiply-adds per thread at least
 
 // b[k, n] as rows of n rounded up to whole vectors, zeros after the end.
 void PackB(const GemmShape& s, const float* b, int64_t ldb, int64_t padded, float* out) {

@@ -5,8 +5,9 @@
 namespace hone {
 namespace {
 
-// A step is a quick succession of short operations: a waiting thread looks for a few microseconds before it sleeps.
-constexpr int kSpins = 400;
+// A step is a quick succession of short operations: a waiting thread looks for about 100 microseconds before it
+// sleeps, since waking it would take as long as many an operation.
+constexpr int kSpins = 2000;
 
 void Relax() {
 #if defined(__x86_64__)
