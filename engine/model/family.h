@@ -1,5 +1,5 @@
-// The table of model families: a family is a row of differences. Adding one that needs no new operation touches this table's
-// .cc and one test.
+// The table of model families: a family is a row of differences. Adding one that needs no new operation touches this
+// table's .cc and one test.
 #pragma once
 
 #include <span>
@@ -12,11 +12,11 @@ namespace hone {
 enum class Presence : uint8_t { kNever, kAlways, kByConfig };
 
 struct Family {
-  std::string_view name;              // "llama"
-  std::string_view hf_model_type;     // config.json model_type
-  std::string_view hf_architecture;   // config.json architectures[0]; also written by exports
-  std::string_view gguf_architecture; // general.architecture
-  bool gguf_permutes_qk = false;      // GGUF stores q and k rows in interleaved rotary order
+  std::string_view name;                       // "llama"
+  std::string_view hf_model_type;              // config.json model_type
+  std::string_view hf_architecture;            // config.json architectures[0]; also written by exports
+  std::string_view gguf_architecture;          // general.architecture
+  bool gguf_permutes_qk = false;               // GGUF stores q and k rows in interleaved rotary order
   Presence qkv_bias = Presence::kNever;        // kByConfig: attention_bias
   Presence sliding_window = Presence::kNever;  // kByConfig: sliding_window (and use_sliding_window where written)
   bool qk_norm = false;
