@@ -18,6 +18,12 @@ constexpr Family kFamilies[] = {
      .gguf_architecture = "qwen2",
      .qkv_bias = Presence::kAlways,
      .sliding_window = Presence::kByConfig},
+    {.name = "mistral",
+     .hf_model_type = "mistral",
+     .hf_architecture = "MistralForCausalLM",
+     .gguf_architecture = "mistral",  // GGUF files of this family usually call themselves "llama" and have no window
+     .gguf_permutes_qk = true,
+     .sliding_window = Presence::kByConfig},
 };
 
 template <typename Member>

@@ -1,5 +1,6 @@
-// Two-layer models of every family against transformers + PEFT in fp32 (tests/golden/make_model.py): log-probabilities with and
-// without the adapter, every LoRA gradient, greedy tokens; packed and one document at a time, at both recompute levels.
+// Two-layer models of every family against transformers + PEFT in fp32 (tests/golden/make_model.py): log-probabilities
+// with and without the adapter, every LoRA gradient, greedy tokens; packed and one document at a time, at both
+// recompute levels.
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -104,7 +105,8 @@ TEST_P(GoldenModel, LogProbsEqualTransformersWithAndWithoutAdapter) {
   const Fixture fixture = Load(GetParam());
   const PackedBatch batch = Pack(fixture.documents);
   Session s = Open(fixture, Recompute::kNone, {batch.tokens(), batch.tokens(), 8});
-  for (const auto& [mode, key] : {std::pair(AdapterMode::kOn, "log_probs"), std::pair(AdapterMode::kOff, "base_log_probs")}) {
+  for (const auto& [mode, key] :
+       {std::pair(AdapterMode::kOn, "log_probs"), std::pair(AdapterMode::kOff, "base_log_probs")}) {
     std::vector<float> log_probs(batch.targets.size());
     s.session->LogProbs(batch, mode, log_probs);
     size_t i = 0;
@@ -191,12 +193,13 @@ TEST_P(GoldenModel, GreedyTokensEqualGenerate) {
   });
   ASSERT_TRUE(reasons.ok()) << reasons.status();
   auto expected = fixture.expected["greedy"].get<std::vector<int32_t>>();
-  if (const auto eos = std::find(expected.begin(), expected.end(), 1); eos != expected.end()) expected.erase(eos, expected.end());
+  if (const auto eos = std::find(expected.begin(), expected.end(), 1); eos != expected.end())
+    expected.erase(eos, expected.end());
   EXPECT_EQ(ids[0], expected);
   EXPECT_EQ(ids[2], expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenModel, testing::Values("llama", "llama3rope", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Families, GoldenModel, testing::Values("llama", "llama3rope", "qwen2", "mistral"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
