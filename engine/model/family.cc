@@ -24,6 +24,13 @@ constexpr Family kFamilies[] = {
      .gguf_architecture = "mistral",  // GGUF files of this family usually call themselves "llama" and have no window
      .gguf_permutes_qk = true,
      .sliding_window = Presence::kByConfig},
+    {.name = "qwen3",
+     .hf_model_type = "qwen3",
+     .hf_architecture = "Qwen3ForCausalLM",
+     .gguf_architecture = "qwen3",
+     .qkv_bias = Presence::kByConfig,
+     .sliding_window = Presence::kByConfig,
+     .qk_norm = true},
 };
 
 template <typename Member>

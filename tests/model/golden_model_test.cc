@@ -199,7 +199,7 @@ TEST_P(GoldenModel, GreedyTokensEqualGenerate) {
   EXPECT_EQ(ids[2], expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenModel, testing::Values("llama", "llama3rope", "qwen2", "mistral"),
+INSTANTIATE_TEST_SUITE_P(Families, GoldenModel, testing::Values("llama", "llama3rope", "qwen2", "mistral", "qwen3"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
