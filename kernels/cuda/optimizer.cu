@@ -77,7 +77,7 @@ void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Te
   body.param = View<float>(param), body.grad = View<float>(grad), body.m = View<float>(m), body.v = View<float>(v);
   body.sum_squares = sum_squares.as<float>(), body.step = step.as<StepParams>(), body.c = constants;
   LaunchRows<4>(param.rows, param.cols, Vectorises(param) && Vectorises(grad) && Vectorises(m) && Vectorises(v), body,
-             stream);
+                stream);
 }
 
 }  // namespace hone::cuda

@@ -39,7 +39,7 @@ def torch_base():
 
 def logits(model, ids):
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits[0].float()
+        return model(input_ids=torch.tensor([ids])).logits[0]
 
 
 def scores(model, ids):
@@ -102,7 +102,12 @@ export: [peft, merged, "gguf:f16", "gguf:q8_0"]
         ours = worker("score", "--model", GGUF, "--adapter", f"{tmp}/out/adapter", lines=[{"ids": ids}])[0]["log_probs"]
         check("adapter in PEFT against honed-worker: log p", (scores(tuned, ids) - torch.tensor(ours)).abs().max().item(), 1e-4)
         merged32 = AutoModelForCausalLM.from_pretrained(f"{tmp}/out/merged-f32", torch_dtype=torch.float32, attn_implementation="eager").eval()
-        check("merged:f32 in transformers against PEFT: logits", (logits(merged32, ids) - wanted).abs().max().item(), 1e-4)
+        own = logits(PeftModel.from_pretrained(torch_base(), f"{tmp}/out/adapter").merge_and_unload().eval(), ids)
+        print(f"     for comparison, in fp32 and by the order of additions alone: PEFT's own merge differs from PEFT by "
+              f"{(own - wanted).abs().max().item():.3g}, ours by {(logits(merged32, ids) - wanted).abs().max().item():.3g}, logits up to "
+              f"{wanted.abs().max().item():.3g}")
+        check("merged:f32 in transformers against PEFT, both in fp64: logits",
+              (logits(merged32.double(), ids) - logits(tuned.double(), ids)).abs().max().item(), 1e-4)
         merged = AutoModelForCausalLM.from_pretrained(f"{tmp}/out/merged", torch_dtype=torch.float32, attn_implementation="eager").eval()
         m_scores = worker("score", "--model", f"{tmp}/out/merged", lines=[{"ids": ids}])[0]["log_probs"]
         check("merged (bf16) in transformers against honed-worker: log p", (scores(merged, ids) - torch.tensor(m_scores)).abs().max().item(), 1e-4)
