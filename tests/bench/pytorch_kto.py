@@ -6,7 +6,10 @@ batches padded to their longest row, logits of every position. What TRL adds aro
 logits) is left out, so this is a little faster than TRL itself. Tokens per second counts the rows' own tokens (prompt and
 completion, neither padding nor KL rows) over the whole training time.
 
-  python tests/bench/pytorch_kto.py --model FOLDER/FILE.gguf --data deploy/quickstart/train.jsonl --steps 18
+The quickstart's job (deploy/quickstart/job.yaml):
+
+  python tests/bench/pytorch_kto.py --model FOLDER/FILE.gguf --data deploy/quickstart/train.jsonl --steps 18 \\
+    --layers 15-29 --beta 0.5 --undesirable-weight 0.2 --learning-rate 3e-4
 
 Needs the packages of tests/golden/requirements.lock. Prints one JSON line per step and a summary line.
 """
@@ -74,6 +77,7 @@ def main():
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=int, default=32)
+    parser.add_argument("--layers", help="FIRST-LAST: only these layers get adapters (default: all)")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--desirable-weight", type=float, default=1.0)
     parser.add_argument("--undesirable-weight", type=float, default=1.0)
@@ -88,8 +92,12 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     base, tokenizer = load(arguments.model)
+    layers = None
+    if arguments.layers:
+        first, last = arguments.layers.split("-")
+        layers = list(range(int(first), int(last) + 1))
     config = LoraConfig(r=arguments.rank, lora_alpha=arguments.alpha, lora_dropout=0.0, target_modules="all-linear",
-                        task_type="CAUSAL_LM")
+                        layers_to_transform=layers, task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     with open(arguments.data) as file:
         rows = [encode(tokenizer, json.loads(line), 1024) for line in file]
