@@ -96,7 +96,7 @@ def main():
     if arguments.layers:
         first, last = arguments.layers.split("-")
         layers = list(range(int(first), int(last) + 1))
-    config = LoraConfig(r=arguments.rank, lora_alpha=arguments.alpha, lora_dropout=0.0, target_modules="all-linear",
+    config = LoraConfig(r=arguments.rank, lora_alpha=arguments.alpha, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
                         layers_to_transform=layers, task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     with open(arguments.data) as file:
