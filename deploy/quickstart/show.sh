@@ -32,7 +32,7 @@ done < <(jq -r '.answers[] | [.question, (.before | gsub("\\s+"; " ")),
 printf '%s\n\n' "$rule"
 
 jq -r '
-  def number: if . == null then "-" elif . == 0 then "0" else (. * 1000 | round) / 1000 | tostring end;
+  def number: if . == null then "-" elif . < 0.0005 and . > -0.0005 then "0" else (. * 1000 | round) / 1000 | tostring end;
   def percent: "\(. * 1000 | round / 10)%";
   def line($name; $a; $b): "\($name + " " * (46 - ($name | length)))\(" " * (10 - ($a | length)) + $a)\(" " * (12 - ($b | length)) + $b)";
   . as $r
