@@ -30,6 +30,7 @@ command -v debootstrap >/dev/null || die "install debootstrap first"
 mounted=()
 unmount_all() {
   local i
+  [ ! -x "$root/root/hone/build/release/bin/hone" ] || in_clone build/release/bin/hone daemon stop >/dev/null 2>&1 || true
   for ((i = ${#mounted[@]} - 1; i >= 0; i--)); do umount -l "${mounted[i]}" || true; done
 }
 trap unmount_all EXIT
@@ -103,6 +104,7 @@ if wants quickstart; then
   fi
   in_clone deploy/quickstart.sh "${model_arguments[@]}" </dev/null
   in_clone cat quickstart-result.json
+  in_clone build/release/bin/hone daemon stop
 fi
 if wants tests; then
   say "command two: tests/run.sh"
