@@ -10,6 +10,7 @@ cd "$here"
 command -v clang-tidy-14 >/dev/null || die "clang-tidy-14 is missing: run deploy/dependencies.sh --tests"
 
 build=${HONE_LINT_BUILD:-$here/build/lint}
+mkdir -p "$(dirname "$build")"
 cmake -S "$here" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
   -DHONE_TESTS=ON >"$build.configure.log" 2>&1 || { tail -n 30 "$build.configure.log"; die "CMake could not configure"; }
 # Only the generated headers are needed, not the programs.

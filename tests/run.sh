@@ -36,6 +36,7 @@ fi
 
 build=${HONE_TEST_BUILD:-$here/build/tests}
 need_disk "$(dirname "$build")" 3000 "the build"
+mkdir -p "$(dirname "$build")"
 say "building in $build with $(nproc) jobs"
 cmake -S "$here" -B "$build" -G Ninja "${flags[@]}" >"$build.configure.log" 2>&1 ||
   { tail -n 40 "$build.configure.log"; die "CMake could not configure the build"; }
