@@ -98,7 +98,7 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
   for (const LaunchBatch& batch : launches.mismatched) forward(batch.packed);
   for (const LaunchBatch& batch : launches.train) {
     session->ForwardBackward(batch.packed, no_coefficients);
-    result.step_tokens += batch.packed.tokens();
+    result.step_tokens += batch.example_tokens;
   }
   session->OptimizerStep(0, 0);
   const DryCounts& counts = ops->counts();

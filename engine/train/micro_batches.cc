@@ -6,61 +6,95 @@
 namespace hone {
 namespace {
 
-// Token t of a document at `row` is predicted by the row before it.
-void AppendTargets(LaunchBatch& batch, uint32_t index, const Example& example, int32_t row) {
+// Sharing a few tokens is not worth a segment of its own.
+constexpr int32_t kLeastShared = 8;
+
+void AppendWhole(LaunchBatch& batch, uint32_t index, const Example& example) {
+  const int32_t row = AppendDocument(batch.packed, example.ids.data(), example.length());
   LogitSlice slice{index, static_cast<int32_t>(batch.packed.targets.size()), 0};
   for (int32_t t = 1; t < example.length(); ++t) {
     if (!example.trained[t]) continue;
-    batch.packed.logit_rows.push_back(row + t - 1);
+    batch.packed.logit_rows.push_back(row + t - 1);  // token t is predicted by the row before it
     batch.packed.targets.push_back(example.ids[t]);
     ++slice.count;
   }
   batch.slices.push_back(slice);
+  batch.example_tokens += example.length();
 }
 
-void AppendWhole(LaunchBatch& batch, uint32_t index, const Example& example) {
-  const int32_t row = AppendDocument(batch.packed, example.ids.data(), example.length());
-  AppendTargets(batch, index, example, row);
+// The first `shared` tokens lie at rows [shared_row, shared_row + shared); no token up to there is trained.
+void AppendBehind(LaunchBatch& batch, uint32_t index, const Example& example, int32_t shared_row, int32_t shared) {
+  const int32_t row =
+      AppendCompletion(batch.packed, example.ids.data() + shared, example.length() - shared, shared_row, shared);
+  LogitSlice slice{index, static_cast<int32_t>(batch.packed.targets.size()), 0};
+  for (int32_t t = shared; t < example.length(); ++t) {
+    if (!example.trained[t]) continue;
+    batch.packed.logit_rows.push_back(t == shared ? shared_row + shared - 1 : row + t - shared - 1);
+    batch.packed.targets.push_back(example.ids[t]);
+    ++slice.count;
+  }
+  batch.slices.push_back(slice);
+  batch.example_tokens += example.length();
+}
+
+// How many tokens come before the first trained one.
+int32_t Untrained(const Example& example) {
+  const auto first = std::find(example.trained.begin(), example.trained.end(), 1);
+  return static_cast<int32_t>(first - example.trained.begin());
+}
+
+// Tokens that all examples begin with, short enough that every trained token's predicting row is an example's own. 0:
+// none worth sharing.
+int32_t CommonBeginning(std::span<const Example* const> examples) {
+  if (examples.size() < 2) return 0;
+  const Example& first = *examples.front();
+  int32_t common = first.length();
+  for (const Example* example : examples) {
+    common = std::min(common, Untrained(*example) - 1);
+    int32_t equal = 0;
+    while (equal < common && example->ids[equal] == first.ids[equal]) ++equal;
+    common = equal;
+  }
+  return common >= kLeastShared ? common : 0;
 }
 
 // Whether every trained token lies in a completion behind a prompt, so that the prompt can be another example's too.
 bool HasPrompt(const Example& example) {
-  if (example.prompt_length <= 0 || example.prompt_length >= example.length()) return false;
-  return std::none_of(example.trained.begin(), example.trained.begin() + example.prompt_length,
-                      [](uint8_t trained) { return trained != 0; });
+  return example.prompt_length > 0 && example.prompt_length < example.length() &&
+         Untrained(example) >= example.prompt_length;
 }
 
-void AppendShared(LaunchBatch& batch, uint32_t index, const Example& example, int32_t prompt_row) {
-  const int32_t prompt = example.prompt_length;
-  const int32_t row =
-      AppendCompletion(batch.packed, example.ids.data() + prompt, example.length() - prompt, prompt_row, prompt);
-  LogitSlice slice{index, static_cast<int32_t>(batch.packed.targets.size()), 0};
-  for (int32_t t = prompt; t < example.length(); ++t) {
-    if (!example.trained[t]) continue;
-    batch.packed.logit_rows.push_back(t == prompt ? prompt_row + prompt - 1 : row + t - prompt - 1);
-    batch.packed.targets.push_back(example.ids[t]);
-    ++slice.count;
-  }
-  batch.slices.push_back(slice);
+int64_t TotalTokens(const std::vector<LaunchBatch>& batches) {
+  int64_t tokens = 0;
+  for (const LaunchBatch& batch : batches) tokens += batch.packed.tokens();
+  return tokens;
 }
 
-}  // namespace
-
-std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
-                                          PackingMode packing) {
+// All examples behind what all of them begin with, in the given packing.
+std::vector<LaunchBatch> BatchesBehind(std::span<const Example* const> examples, int32_t shared,
+                                       int32_t micro_batch_tokens, PackingMode packing) {
   std::vector<int32_t> lengths;
-  for (const Example* example : examples) lengths.push_back(example->length());
+  for (const Example* example : examples) lengths.push_back(example->length() - shared);
   std::vector<LaunchBatch> batches;
-  for (const MicroBatch& micro : PackDocuments(lengths, micro_batch_tokens, packing)) {
+  for (const MicroBatch& micro : PackDocuments(lengths, std::max(1, micro_batch_tokens - shared), packing)) {
     LaunchBatch batch;
-    for (const DocumentRange& range : micro.documents) AppendWhole(batch, range.document, *examples[range.document]);
+    if (shared > 0) AppendDocument(batch.packed, examples.front()->ids.data(), shared);
+    for (const DocumentRange& range : micro.documents) {
+      const Example& example = *examples[range.document];
+      if (shared > 0) {
+        AppendBehind(batch, range.document, example, 0, shared);
+      } else {
+        AppendWhole(batch, range.document, example);
+      }
+    }
     batches.push_back(std::move(batch));
   }
   return batches;
 }
 
-std::vector<LaunchBatch> MakeForwardBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
-                                            bool packing) {
+// In order, each run of equal prompts computing its prompt once a launch.
+std::vector<LaunchBatch> BatchesByPrompt(std::span<const Example* const> examples, int32_t micro_batch_tokens,
+                                         bool packing) {
   std::vector<LaunchBatch> batches;
   LaunchBatch batch;
   std::map<std::vector<int32_t>, int32_t> prompts;  // of this batch: prompt -> its first row
@@ -89,10 +123,27 @@ std::vector<LaunchBatch> MakeForwardBatches(std::span<const Example* const> exam
       const int32_t row = AppendDocument(batch.packed, prompt.data(), example.prompt_length);
       found = prompts.emplace(std::move(prompt), row).first;
     }
-    AppendShared(batch, i, example, found->second);
+    AppendBehind(batch, i, example, found->second, example.prompt_length);
   }
   flush();
   return batches;
+}
+
+}  // namespace
+
+std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
+                                          PackingMode packing) {
+  const int32_t shared = packing == PackingMode::kOff ? 0 : CommonBeginning(examples);
+  return BatchesBehind(examples, shared, micro_batch_tokens, packing);
+}
+
+std::vector<LaunchBatch> MakeForwardBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
+                                            bool packing) {
+  std::vector<LaunchBatch> by_prompt = BatchesByPrompt(examples, micro_batch_tokens, packing);
+  const int32_t shared = packing ? CommonBeginning(examples) : 0;
+  if (shared == 0) return by_prompt;
+  std::vector<LaunchBatch> behind = BatchesBehind(examples, shared, micro_batch_tokens, PackingMode::kInOrder);
+  return TotalTokens(behind) < TotalTokens(by_prompt) ? behind : by_prompt;
 }
 
 BatchLimits Cover(const BatchLimits& limits, const PackedBatch& batch) {

@@ -1,5 +1,6 @@
-// From examples of a semantic batch to what the decoder launches: packed rows and the logit rows of each example.
-// Training batches hold whole documents; forward-only batches compute a prompt that several completions share once.
+// From examples of a semantic batch to what the decoder launches: packed rows and the logit rows of each example. What
+// several examples begin with (a system prompt, a question) is computed once a launch: its rows are the prefix of their
+// segments, and in the backward pass their gradients add up there, so nothing changes but the order of additions.
 #pragma once
 
 #include <span>
@@ -20,6 +21,8 @@ struct LogitSlice {
 struct LaunchBatch {
   PackedBatch packed;
   std::vector<LogitSlice> slices;
+  int64_t example_tokens =
+      0;  // of the examples, each counted whole; more than packed.tokens() where a beginning is shared
 };
 
 std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,

@@ -210,7 +210,7 @@ absl::Status Trainer::Step(int64_t step) {
                             coefficients.subspan(slice.first, slice.count));
       }
     });
-    record.set_tokens(record.tokens() + static_cast<uint64_t>(batch.packed.tokens()));
+    record.set_tokens(record.tokens() + static_cast<uint64_t>(batch.example_tokens));
     record.set_supervised_tokens(record.supervised_tokens() + batch.packed.targets.size());
   }
   if (step < request_.save_gradients) {

@@ -185,7 +185,7 @@ absl::Status Run(const std::string& spec_path, int64_t steps) {
     for (const LaunchBatch& batch : launches.train) {
       session->ForwardBackward(batch.packed,
                                [](auto, std::span<float> out) { std::fill(out.begin(), out.end(), 0.01f); });
-      tokens += batch.packed.tokens();
+      tokens += batch.example_tokens;
     }
     session->OptimizerStep(step + 1, 1e-5);
     seconds += std::chrono::duration<double>(Clock::now() - begin).count();

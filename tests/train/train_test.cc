@@ -104,6 +104,31 @@ TEST_F(TrainTest, CurvesFollowTrlAtTwoMicroBatchSizesPackedAndApart) {
   }
 }
 
+// Rows that begin alike are computed behind their common beginning when packed; one at a time they are not.
+TEST_F(TrainTest, ACommonBeginningChangesNothingButTheOrderOfAdditions) {
+  std::string rows;
+  for (int i = 0; i < 8; ++i) {
+    rows += StrCat(R"({"prompt": "the quick brown fox jumps over a lazy dog while )", i,
+                   R"( birds", "completion": " sing about rain )", i * 7, R"(", "label": )", i % 2 == 0, "}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(Output("rows.jsonl"), rows).ok());
+  std::vector<std::vector<double>> losses;
+  for (const char* packing : {"memory.packing=on", "memory.packing=off"}) {
+    Recorded events;
+    const auto result =
+        Train(Spec(true, {packing, StrCat("data.train=", Output("rows.jsonl")), "run.max_steps=6"}), packing, events);
+    ASSERT_TRUE(result.ok()) << result.status();
+    losses.emplace_back();
+    for (const v1::StepRecord& step : events.steps) {
+      losses.back().push_back(step.loss());
+      EXPECT_EQ(step.tokens(), events.steps[0].tokens());
+    }
+    const uint64_t rows_planned = events.plan.train_limits().tokens();
+    EXPECT_LT(rows_planned, events.steps[0].tokens()) << packing;
+  }
+  for (size_t i = 0; i < losses[0].size(); ++i) EXPECT_NEAR(losses[0][i], losses[1][i], 2e-5) << i;
+}
+
 TEST_F(TrainTest, AStoppedRunResumesToTheSameBits) {
   const v1::JobSpec spec =
       Spec(true, {"data.order=shuffled", "data.eval_fraction=0.2", "run.eval_steps=5", "run.save_steps=3"});
