@@ -21,9 +21,6 @@ constexpr Card kCards[] = {
     {"h200", 143771, 790e12, 4273e9},  // rates measured
 };
 
-// CUDA context with cuBLASLt loaded, by the driver, measured on an H100.
-constexpr uint64_t kCudaContextBytes = uint64_t{530} << 20;
-
 }  // namespace
 
 absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_dtype) {

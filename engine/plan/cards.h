@@ -10,6 +10,10 @@
 
 namespace hone {
 
+// What a process takes of a card beside its arenas: context, cuBLASLt and the back end's workspace, by the driver,
+// measured on an H100 (tests/bench/RESULTS.md).
+inline constexpr uint64_t kCudaContextBytes = uint64_t{566} << 20;
+
 absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_dtype);
 
 }  // namespace hone

@@ -121,7 +121,10 @@ absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec) {
     HONE_ASSIGN_OR_RETURN(run.data.train, BuildDataset(train, tools, options, vocabulary));
     HONE_ASSIGN_OR_RETURN(run.data.eval, BuildDataset(eval, tools, options, vocabulary));
   } else {
-    HONE_ASSIGN_OR_RETURN(run.data, BuildTrainEval(run.rows, tools, options, vocabulary));
+    auto data = BuildTrainEval(run.rows, tools, options, vocabulary);
+    if (!data.ok() && data.status().code() != absl::StatusCode::kInvalidArgument) return data.status();
+    if (!data.ok()) return FieldError("data.train", StrCat(run.spec.data().train(), ": ", data.status().message()));
+    run.data = *std::move(data);
   }
   HONE_RETURN_IF_ERROR(CountSteps(run));
   return run;

@@ -199,7 +199,7 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& devi
     target.backend = backend->ops().backend();
     target.activation_dtype = backend->ops().activation_dtype();
     target.free_bytes = backend->FreeBytes();
-    target.context_bytes = CpuWorkspaceBytes(threads);
+    target.context_bytes = target.backend == BackendKind::kCuda ? kCudaContextBytes : CpuWorkspaceBytes(threads);
   }
   if (budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, budget_bytes);
   return MakePlan(run, target);
