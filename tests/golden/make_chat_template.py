@@ -1,6 +1,6 @@
 """Writes text/chat_template_*.json: what transformers' chat-template environment renders, for tests/text/chat_template_*_test.cc.
 
-    /work/venv/bin/python tests/golden/make_chat_template.py TEMPLATE_DIR SMOLLM2_GGUF
+    python tests/golden/make_chat_template.py TEMPLATE_DIR SMOLLM2_GGUF
 
 TEMPLATE_DIR holds the .jinja files of llama.cpp's models/templates; their text is not stored here, only their digest.
 """

@@ -1,6 +1,6 @@
 """Writes data/kto_trl.json and data/sft_trl.json: ids, masks and KL ids that TRL 0.24's own functions make of string rows.
 
-    /work/venv/bin/python tests/golden/make_data.py STORIES260K_DIR
+    python tests/golden/make_data.py STORIES260K_DIR
 
 STORIES260K_DIR/tokenizer.json is the tokenizer (512 ids, BOS 1, EOS 2); it is not stored here.
 """

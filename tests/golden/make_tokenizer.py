@@ -1,6 +1,6 @@
 """Makes tests/golden/text/tokenizer_*: what Hugging Face `tokenizers` says to the same strings.
 
-    /work/venv/bin/python tests/golden/make_tokenizer.py SMOLLM2.gguf DATA [FULL]
+    python tests/golden/make_tokenizer.py SMOLLM2.gguf DATA [FULL]
 
 tokenizer_strings.jsonl: the strings. tokenizer_<name>.txt: a digest for each string, of the ids without and with special
 tokens, of the text decoded from the latter, and of that without special tokens: FNV-1a (64 bits, 12 hex digits of it) of

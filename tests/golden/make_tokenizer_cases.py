@@ -1,7 +1,7 @@
 """Makes tests/golden/text/tokenizer_cases.json: small tokenizers that use each option of tokenizer.json, and what Hugging Face
 `tokenizers` says with them.
 
-    /work/venv/bin/python tests/golden/make_tokenizer_cases.py [FULL.json]
+    python tests/golden/make_tokenizer_cases.py [FULL.json]
 
 {"bases": {name: tokenizer.json}, "texts": [...], "cases": [{"name", "base", "set": {top-level keys}, "model": {keys of the
 model}, "add": {tokens to add to the vocabulary}, "remove": [tokens], "expected": [a digest for each text]}]}. The
