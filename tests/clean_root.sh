@@ -52,6 +52,7 @@ if [ ! -x "$root/usr/bin/apt-get" ]; then
 fi
 mount_at -t proc proc "$root/proc"
 mount_at --bind /dev "$root/dev"
+mount_at --bind /dev/pts "$root/dev/pts"
 mount_at -t tmpfs tmpfs "$root/run"
 
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"

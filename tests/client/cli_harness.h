@@ -65,6 +65,15 @@ struct RunOptions {
   std::function<void()> on_interrupt;    // called right before it
 };
 
+// Whether this machine gives pseudo-terminals (a chroot without /dev/pts does not); tests of a terminal skip without.
+inline bool HaveTerminal() {
+  int master = -1, slave = -1;
+  if (openpty(&master, &slave, nullptr, nullptr, nullptr) != 0) return false;
+  close(master);
+  close(slave);
+  return true;
+}
+
 inline Result RunHone(const RunOptions& options, const std::vector<std::string>& arguments) {
   int in[2], out[2], err[2], master = -1, slave = -1;
   EXPECT_EQ(pipe2(in, O_CLOEXEC), 0);

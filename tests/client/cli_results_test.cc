@@ -38,6 +38,7 @@ TEST_F(Cli, GetShowsJobAndSpec) {
 }
 
 TEST_F(Cli, LogsAndCancel) {
+  if (!HaveTerminal()) GTEST_SKIP() << "this machine gives no pseudo-terminals";
   StartDaemon();
   EXPECT_EQ(Hone({"logs", "abc123"}).out, "line one\nline \x1b[31mtwo\n") << "a pipe gets the bytes as they are";
   options_.terminal = true;

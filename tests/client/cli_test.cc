@@ -296,6 +296,7 @@ TEST_F(Cli, QuietWatchSpeaksOnlyOfTrouble) {
 }
 
 TEST_F(Cli, WatchOnATerminalRedrawsWithBarAndSparkline) {
+  if (!HaveTerminal()) GTEST_SKIP() << "this machine gives no pseudo-terminals";
   StartDaemon();
   for (uint64_t i = 1; i <= 40; ++i) daemon_->script.events.push_back(StepEvent(i, 40));
   options_.terminal = true;
