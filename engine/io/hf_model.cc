@@ -208,7 +208,8 @@ class HuggingFaceModel : public ModelFiles {
     Nf4Tensors parts{.rows = static_cast<int64_t>(rows), .cols = static_cast<int64_t>(cols)};
     HONE_ASSIGN_OR_RETURN(parts.codes, Part(name, "U8", sizes.code_bytes));
     HONE_ASSIGN_OR_RETURN(const std::string_view map, Part(name + ".quant_map", "F32", 16));
-    if (std::memcmp(map.data(), Nf4Codebook().data(), 64) != 0) return fail("quant_map is not NF4's table");
+    const std::string_view table(reinterpret_cast<const char*>(Nf4Codebook().data()), 64);
+    if (map != table) return fail("quant_map is not NF4's table");
     parts.nested = weights_.Find(name + ".nested_absmax") != nullptr;
     HONE_ASSIGN_OR_RETURN(parts.absmax, Part(name + ".absmax", parts.nested ? "U8" : "F32", sizes.blocks));
     if (parts.nested) {

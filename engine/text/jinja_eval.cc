@@ -15,7 +15,7 @@ const Value* Arguments::Find(size_t index, std::string_view name) const {
   return nullptr;
 }
 
-Value Arguments::Get(size_t index, std::string_view name, Value otherwise) const {
+Value Arguments::Get(size_t index, std::string_view name, const Value& otherwise) const {
   const Value* found = Find(index, name);
   return found != nullptr ? *found : otherwise;
 }

@@ -47,7 +47,7 @@ struct Arguments {
 
   // The argument at `index` or of this name, or null.
   const Value* Find(size_t index, std::string_view name) const;
-  Value Get(size_t index, std::string_view name, Value otherwise) const;
+  Value Get(size_t index, std::string_view name, const Value& otherwise) const;
   const Value& Need(size_t index, std::string_view name, std::string_view of) const;
 };
 
