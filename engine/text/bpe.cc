@@ -62,7 +62,7 @@ absl::StatusOr<BpeModel> BpeModel::Create(std::vector<std::pair<std::string, int
   return model;
 }
 
-absl::Status BpeModel::AddVocabulary(std::vector<std::pair<std::string, int32_t>> vocabulary) {
+absl::Status BpeModel::AddVocabulary(std::vector<std::pair<std::string, int32_t>>&& vocabulary) {
   // Tables are as long as the largest id: a small file must not make them large.
   const int64_t limit = std::min<int64_t>(kMaxTokenId, 4 * static_cast<int64_t>(vocabulary.size()) + 65536);
   int32_t largest = -1;
@@ -73,7 +73,7 @@ absl::Status BpeModel::AddVocabulary(std::vector<std::pair<std::string, int32_t>
     }
     largest = std::max(largest, id);
   }
-  texts_.resize(static_cast<size_t>(largest + 1));
+  texts_.resize(static_cast<size_t>(largest) + 1);
   ids_.reserve(vocabulary.size());
   for (auto& [text, id] : vocabulary) {
     if (texts_[id]) return InvalidArgument("vocab: \"", *texts_[id], "\" and \"", text, "\" have the same id ", id);

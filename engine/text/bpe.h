@@ -89,7 +89,7 @@ class BpeModel {
   };
 
   BpeModel() = default;
-  absl::Status AddVocabulary(std::vector<std::pair<std::string, int32_t>> vocabulary);
+  absl::Status AddVocabulary(std::vector<std::pair<std::string, int32_t>>&& vocabulary);
   absl::Status AddMerges(const std::vector<std::pair<std::string, std::string>>& merges);
   void AddInitials();
   void AddCrossings(const std::vector<std::pair<std::string, std::string>>& merges);

@@ -26,7 +26,7 @@ std::optional<char> FallbackByte(std::string_view token) {
 void Fuse(std::vector<std::string>& tokens) {
   std::string all;
   for (const std::string& token : tokens) all += token;
-  tokens.assign(1, std::move(all));
+  tokens.assign(1, all);
 }
 
 void ByteFallback(std::vector<std::string>& tokens) {

@@ -161,7 +161,7 @@ absl::StatusOr<std::string> WriteTokenizerJson(const GgufVocabulary& vocabulary)
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(GgufVocabulary vocabulary) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const GgufVocabulary& vocabulary) {
   HONE_RETURN_IF_ERROR(CheckVocabulary(vocabulary));
   HONE_ASSIGN_OR_RETURN(const std::string json, WriteTokenizerJson(vocabulary));
   absl::StatusOr<std::unique_ptr<TokenizerModel>> model = ReadTokenizerJson(json);

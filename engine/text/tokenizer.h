@@ -48,7 +48,7 @@ class Tokenizer {
   // of the BOS, EOS and padding tokens; empty if there is none. Errors name what is not implemented and its JSON path.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view tokenizer_json,
                                                              std::string_view tokenizer_config_json = {});
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(GgufVocabulary vocabulary);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const GgufVocabulary& vocabulary);
   // Each byte of the text modulo vocab_size is an id; no special tokens. For `random:` models without a tokenizer.
   static std::unique_ptr<Tokenizer> Bytes(int vocab_size);
 

@@ -457,7 +457,8 @@ TEST_F(DaemonTest, ModelsAreImportedByPathAndUsedByName) {
     return client_->models->ImportModel(&context, request, model);
   };
   v1::Model model;
-  ASSERT_TRUE(import("", folder_ / "model", &model).ok());
+  const grpc::Status imported = import("", folder_ / "model", &model);
+  ASSERT_TRUE(imported.ok()) << imported.error_code() << ": " << imported.error_message();
   EXPECT_EQ(model.id(), "model");
   EXPECT_EQ(model.family(), "llama");
   EXPECT_EQ(model.bytes(), 123u);
