@@ -25,6 +25,14 @@ class Backend {
   virtual std::string name() const = 0;  // "cpu (2 threads)", "NVIDIA GeForce RTX 3090"
   virtual uint64_t FreeBytes() const = 0;
   virtual absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) = 0;
+  // Host memory that transfers can reach and operations can read (an embedding table); page-locked where that matters.
+  virtual absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) = 0;
+  // Device memory that this process holds by the driver's account, context included; 0: unknown (CPU).
+  virtual uint64_t ProcessBytes() const { return 0; }
+  // Between the two calls results are worthless: products time their candidates, kernels and libraries load. After
+  // EndWarmUp nothing is allocated or loaded any more for shapes that were seen.
+  virtual void BeginWarmUp() {}
+  virtual void EndWarmUp() {}
 };
 
 struct CpuOptions {
@@ -37,6 +45,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const CpuOptions& options = {})
 struct CudaOptions {
   int device = 0;
   DType activation_dtype = DType::kBF16;
+  std::string tuning_cache;  // file that keeps what warm-ups found on this card; empty: none
 };
 bool CudaBuilt();  // whether this build holds the CUDA back end
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options = {});

@@ -80,6 +80,42 @@ void DecodeWeight(const WeightView& weight, Tensor out) {
   HONE_CHECK(out.dtype == DType::kF32 || out.dtype == DType::kBF16, Describe(out));
 }
 
+void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, DType act) {
+  Is(out, act);
+  HONE_CHECK(!parts.empty() && parts.size() <= 4, parts.size(), " parts");
+  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
+  int64_t rows = 0;
+  for (const AugmentPart& part : parts) {
+    Table(part.weight);
+    HONE_CHECK(part.weight.cols == k, "weights of ", k, " and ", part.weight.cols, " columns");
+    rows += part.weight.rows;
+    if (part.b.empty()) continue;
+    Is(part.b, DType::kF32, part.weight.rows, part.b.cols);
+    HONE_CHECK(part.column >= 0 && part.column + part.b.cols <= spare, "B at ", part.column, " + ", part.b.cols, " of ",
+               spare, " spare columns");
+  }
+  HONE_CHECK(spare >= 0 && out.rows == rows + spare, Describe(out), " for ", rows, " rows and ", spare, " spare columns");
+  if (!a.empty()) {
+    Is(a, DType::kF32, a.rows, k);
+    HONE_CHECK(a.rows <= spare, Describe(a), " for ", spare, " spare columns");
+  }
+}
+
+void EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
+  Dense(in);
+  const int64_t elements = in.elements(), blocks = (elements + kNf4BlockSize - 1) / kNf4BlockSize;
+  HONE_CHECK(elements % 2 == 0, Describe(in));
+  HONE_CHECK(in.dtype == DType::kF32 || in.dtype == DType::kBF16 || in.dtype == DType::kF16, Describe(in));
+  HONE_CHECK(out.codes != nullptr && out.absmax_codes != nullptr && out.nested_absmax != nullptr);
+  Is(scratch, DType::kF32, 1, blocks);
+}
+
+void Transfer(Tensor t, const void* pinned, int slot) {
+  Dense(t);
+  HONE_CHECK(pinned != nullptr || t.empty());
+  HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot);
+}
+
 void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) {
   Table(table);
   Is(ids, DType::kI32, 1, out.rows);
@@ -109,6 +145,19 @@ void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c) {
              tb == Transpose::kYes ? "^T" : "", " into ", Describe(c));
   HONE_CHECK(a.dtype == DType::kF32 || a.dtype == DType::kBF16, Describe(a));
   HONE_CHECK(c.dtype == a.dtype || c.dtype == DType::kF32, Describe(a), " into ", Describe(c));
+}
+
+void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c) {
+  Matmul(a, ta, b, tb, c);
+  Is(addend, c.dtype, c.rows, c.cols);
+}
+
+void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, DType act) {
+  Table(weight);
+  Is(x, act, x.rows, weight.cols);
+  HONE_CHECK(x.rows >= 1 && x.rows <= kWeightMatmulRows, Describe(x));
+  Is(y, y.dtype, x.rows, weight.rows);
+  HONE_CHECK(y.dtype == act || y.dtype == DType::kF32, Describe(y));
 }
 
 void Add(Tensor x, Tensor y, DType act) {
@@ -161,9 +210,10 @@ void Glu(Tensor gate_up, Tensor out, DType act) {
   Is(gate_up, act, out.rows, 2 * out.cols);
 }
 
-void GluBackward(Tensor d_out, Tensor gate_up, Tensor d_gate_up, DType act) {
+void GluBackward(Tensor d_out, Tensor gate_up, Tensor d_gate_up, Tensor out, DType act) {
   Glu(gate_up, d_out, act);
   Glu(d_gate_up, d_out, act);
+  if (!out.empty()) Glu(gate_up, out, act);
 }
 
 void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
@@ -208,6 +258,16 @@ void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Te
     Is(t, DType::kF32, param.rows, param.cols);
     HONE_CHECK(t.rows == 1 || t.pitch == t.cols, Describe(t), " is not flat");
   }
+  Is(sum_squares, DType::kF32, 1, 1);
+  Is(step, DType::kF32, 1, 4);
+}
+
+void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
+               Tensor step) {
+  const int64_t n = param.cols, blocks = (n + kOptimizerBlockSize - 1) / kOptimizerBlockSize;
+  for (Tensor t : {param, grad}) Is(t, DType::kF32, 1, n);
+  for (Tensor t : {m, v}) Is(t, DType::kU8, 1, n);
+  for (Tensor t : {m_absmax, v_absmax}) Is(t, DType::kF32, 1, blocks);
   Is(sum_squares, DType::kF32, 1, 1);
   Is(step, DType::kF32, 1, 4);
 }

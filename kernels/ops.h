@@ -62,6 +62,28 @@ struct StepParams {
 };
 static_assert(sizeof(StepParams) == 16);
 
+// One linear of an adapter-folded group (AugmentWeight): its frozen weight, and where B [n, r] (fp32; empty: no adapter)
+// goes among the spare columns.
+struct AugmentPart {
+  WeightView weight;
+  Tensor b;
+  int64_t column = 0;
+};
+
+// Where EncodeNf4 writes: device memory for Nf4SizesOf(elements), double-quantised as bitsandbytes.
+struct Nf4Buffers {
+  uint8_t* codes = nullptr;         // elements / 2
+  uint8_t* absmax_codes = nullptr;  // ceil(elements / kNf4BlockSize)
+  float* nested_absmax = nullptr;   // ceil(blocks / kNf4NestedBlockSize)
+};
+
+// Transfers between device and pinned host memory that may run beside later operations.
+inline constexpr int kTransferSlots = 4;
+// WeightMatmul takes at most so many rows.
+inline constexpr int64_t kWeightMatmulRows = 64;
+// Elements that share a scale in 8-bit optimiser states, as bitsandbytes.
+inline constexpr int64_t kOptimizerBlockSize = 256;
+
 struct AdamWConstants {
   float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
 };
@@ -83,9 +105,26 @@ class Ops {
   virtual void Upload(const void* host, Tensor out) = 0;  // out.pitch == out.cols
   virtual void Download(Tensor in, void* host) = 0;       // in.pitch == in.cols
   virtual void Synchronize() = 0;
+  // Dense copies to and from pinned host memory (Backend::ReservePinned), in the order they are started. Each begins when
+  // all earlier operations have ended and may run beside later ones; FinishTransfer(slot) makes later operations (not the
+  // host) wait for the slot's last one. Until then later operations must not write StartOffload's `in` nor touch
+  // StartFetch's `out`. 0 <= slot < kTransferSlots.
+  virtual void StartOffload(Tensor in, void* pinned, int slot) = 0;
+  virtual void StartFetch(const void* pinned, Tensor out, int slot) = 0;
+  virtual void FinishTransfer(int slot) = 0;
   // out[n, k] <- weight decoded in fp32, rounded once to out.dtype (fp32, bf16).
   virtual void DecodeWeight(const WeightView& weight, Tensor out) = 0;
-  // out[t] <- row ids[t] of a table [V, H], decoded. ids kI32 [1, T], each in [0, V).
+  // A linear group's W' (engine/model/linear.h) in one launch. out act [N + R, K + R], N = sum of the parts' rows:
+  //   rows of part i:  weight decoded to columns [0, K); columns [K, K + R) zero but for B at K + column
+  //   rows [N, N + R): `a` (fp32 [sum r, K]; empty: none) then zero rows, columns [0, K) only; the rest is left alone
+  // R = out.cols - K may be 0 (a empty, no B); then out has N rows.
+  virtual void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
+  // NF4 with double quantisation, bit-equal to engine/io/nf4.h's. in fp32, bf16 or fp16, dense, elements even; scratch
+  // fp32 [1, blocks] for the largest magnitudes. Returns the nested offset: waits for the device. nested_code is
+  // Nf4DynamicMap().
+  virtual float EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) = 0;
+  // out[t] <- row ids[t] of a table [V, H], decoded. ids kI32 [1, T], each in [0, V). The table may lie in pinned host
+  // memory.
   virtual void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) = 0;
   virtual void GatherRows(Tensor in, Tensor row_ids, Tensor out) = 0;  // out[i] <- in[row_ids[i]]
   virtual void ScatterRows(Tensor in, Tensor row_ids,
@@ -96,6 +135,11 @@ class Ops {
   // fp32 sums, no split of k. beta == 0 ignores what c held (NaN too). c may lie beside a or b in one buffer (other
   // columns).
   virtual void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha = 1, float beta = 0) = 0;
+  // c <- alpha * op(a) op(b) + addend; addend as c in shape and dtype, elsewhere in memory.
+  virtual void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha = 1) = 0;
+  // y[m, N] <- x[m, K] W^T + beta * y, 1 <= m <= kWeightMatmulRows, W [N, K] read in its stored form: decoded values as
+  // act, fp32 sums in an order that does not depend on m. x act; y act or fp32. For generation.
+  virtual void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta = 0) = 0;
   virtual void Add(Tensor x, Tensor y) = 0;                                // y <- y + x
   virtual void AddBias(Tensor bias /* [1, n] */, Tensor y) = 0;            // y[t] <- y[t] + bias
   virtual void ScaleRows(Tensor x, Tensor factors /* fp32 [1, m] */) = 0;  // x[i] <- factors[i] * x[i]
@@ -115,8 +159,9 @@ class Ops {
   virtual void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) = 0;
   // out[T, F] <- act(gate) * up, gate_up [T, 2F] = gate | up.
   virtual void Glu(Tensor gate_up, Activation activation, Tensor out) = 0;
-  // d_gate_up <- [d_out * up * act'(gate) | d_out * act(gate)]. d_gate_up may be gate_up.
-  virtual void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) = 0;
+  // d_gate_up <- [d_out * up * act'(gate) | d_out * act(gate)]. d_gate_up may be gate_up. out (may be empty) <- Glu(gate_up)
+  // in the same pass, where the forward's result was not kept; d_out and out may not overlap.
+  virtual void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out = {}) = 0;
 
   // --- Attention ---------------------------------------------------------------------------------------------------
   // q [T, heads*D]; k, v [S, kv_heads*D]; out [T, heads*D]; lse fp32 [T, heads] = log sum exp of the scaled scores
@@ -145,6 +190,10 @@ class Ops {
   // fp32 [1, 4].
   virtual void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
                      const AdamWConstants& constants) = 0;
+  // The same with m and v as 8-bit codes (kU8 [1, n]) of bitsandbytes' dynamic maps (m signed, v unsigned), one scale
+  // (absmax, fp32 [1, ceil(n / kOptimizerBlockSize)]) a block; decoded, updated in fp32, encoded to the nearest code.
+  virtual void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
+                         Tensor sum_squares, Tensor step, const AdamWConstants& constants) = 0;
 };
 
 }  // namespace hone

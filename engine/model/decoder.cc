@@ -300,7 +300,7 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
   ops_.EmbeddingRows(model_.embedding(), in.ids, x);
   std::vector<LayerActivations> kept(layers);
   for (int64_t layer = 0; layer < layers; ++layer) {
-    const bool keep = layer >= first && options_.recompute == Recompute::kNone;
+    const bool keep = layer >= first && LevelOf(layer) == Recompute::kNone;
     ArenaScope layer_scope(scratch);
     LayerActivations a = AllocateLayer(layer, limits, keep ? saved : scratch);
     a.x_in = x;
@@ -323,7 +323,7 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
   for (int64_t layer = layers - 1; layer >= first; --layer) {
     ArenaScope layer_scope(scratch);
     LayerActivations a = kept[layer];
-    if (options_.recompute == Recompute::kBlock) {
+    if (LevelOf(layer) != Recompute::kNone) {
       a = AllocateLayer(layer, limits, scratch);
       a.x_in = kept[layer].x_in;
       LayerForward(layer, in, AdapterMode::kOn, a, Tensor{}, nullptr, scratch);

@@ -16,17 +16,23 @@
 
 namespace hone {
 
-// What the forward pass keeps for the backward one. kBlock keeps a layer's input and computes the layer again.
-enum class Recompute : uint8_t { kNone, kBlock };
+// What the forward pass keeps of a layer for the backward one; the rest is computed again, bit for bit. In order of
+// falling memory: all; all but what norms and the gated unit put out; nor gate and up; the layer's input and attention's
+// output; the input alone.
+enum class Recompute : uint8_t { kNone, kActivation, kMlp, kBlock, kFull };
 
 struct DecoderOptions {
-  Recompute recompute = Recompute::kNone;
-  int64_t head_chunk_rows = 256;  // rows of logits that exist at one time
+  std::vector<Recompute> recompute;  // by layer; empty: kNone everywhere
+  bool offload_inputs = false;       // layers' inputs wait in Arenas::pinned between forward and backward
+  int64_t head_chunk_rows = 256;     // rows of logits that exist at one time
+  int64_t mlp_chunk_rows = 0;        // rows that gate, up and down compute at a time where gate and up are not kept; 0: all
+  int64_t row_multiple = 1;          // launches are padded with null rows to a multiple (few shapes of products)
 };
 
 struct Arenas {
   Arena* saved = nullptr;
   Arena* scratch = nullptr;
+  Arena* pinned = nullptr;  // host; only with offload_inputs
 };
 
 // Keys and values of earlier tokens, for generation: per layer act [rows, kv_heads * D].
@@ -71,6 +77,9 @@ class Decoder {
                         Arena& scratch);
   void RunLayersForward(const Inputs& in, const BatchLimits& limits, AdapterMode mode, Tensor x, KvCache* cache,
                         Tensor cache_rows, Arena& scratch);
+  Recompute LevelOf(int64_t layer) const {
+    return options_.recompute.empty() ? Recompute::kNone : options_.recompute[layer];
+  }
   LinearGroup Group(int64_t layer, const LayerWeights& weights, GroupKind kind) const;
 
   Ops& ops_;

@@ -144,7 +144,7 @@ absl::StatusOr<std::vector<Candidate>> Enumerate(const PreparedRun& run, const P
     const RunLimits limits = LimitsOf(run, base);
     ToProto(limits.train, base.mutable_train_limits());
     ToProto(limits.forward, base.mutable_forward_limits());
-    for (const char* recompute : {"none", "block"}) {
+    for (const char* recompute : {"none", "full"}) {
       for (uint32_t chunk : kHeadChunkRows) {
         Candidate candidate{base, 0};
         candidate.plan.set_recompute(recompute);
@@ -220,7 +220,7 @@ absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1:
       run.spec.model().quantization() == v1::QUANTIZATION_NF4 ? WeightQuantization::kNf4 : WeightQuantization::kNone;
   HONE_ASSIGN_OR_RETURN(options.lora, LoraConfigFromSpec(run.spec.adapter().lora()));
   options.optimizer = run.spec.optimizer();
-  options.decoder.recompute = plan.recompute() == "block" ? Recompute::kBlock : Recompute::kNone;
+  if (plan.recompute() != "none") options.decoder.recompute.assign(run.files->config().num_layers, Recompute::kFull);
   options.decoder.head_chunk_rows = plan.head_chunk_rows();
   options.limits = {FromProto(plan.train_limits()), FromProto(plan.forward_limits())};
   return options;

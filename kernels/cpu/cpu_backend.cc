@@ -86,6 +86,8 @@ class CpuBackend final : public Backend {
     return block;
   }
 
+  absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) override { return Reserve(bytes); }
+
  private:
   CpuOps ops_;
 };

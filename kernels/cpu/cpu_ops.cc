@@ -240,8 +240,9 @@ void CpuOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
   });
 }
 
-void CpuOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) {
-  checks::GluBackward(d_out, gate_up, d_gate_up, DType::kF32);
+void CpuOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out) {
+  checks::GluBackward(d_out, gate_up, d_gate_up, out, DType::kF32);
+  if (!out.empty()) Glu(gate_up, activation, out);
   Rows(d_out, [&](int64_t begin, int64_t end) {
     kernels_.glu_backward(Rows32(d_out), Rows32(gate_up), d_out.cols, static_cast<int>(activation), Rows32(d_gate_up),
                           begin, end);
@@ -319,6 +320,55 @@ void CpuOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squ
     kernels_.adamw(param.as<float>() + begin, grad.as<float>() + begin, m.as<float>() + begin, v.as<float>() + begin,
                    end - begin, scalars);
   });
+}
+
+void CpuOps::StartOffload(Tensor in, void* pinned, int slot) {
+  checks::Transfer(in, pinned, slot);
+  Download(in, pinned);
+}
+
+void CpuOps::StartFetch(const void* pinned, Tensor out, int slot) {
+  checks::Transfer(out, pinned, slot);
+  Upload(pinned, out);
+}
+
+void CpuOps::FinishTransfer(int slot) { HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot); }
+
+void CpuOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
+  checks::AugmentWeight(parts, a, out, activation_dtype());
+  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
+  int64_t row = 0;
+  for (const AugmentPart& part : parts) {
+    DecodeWeight(part.weight, out.Sub(row, part.weight.rows, 0, k));
+    if (spare > 0) Fill(out.Sub(row, part.weight.rows, k, spare), 0);
+    if (!part.b.empty()) Copy(part.b, out.Sub(row, part.weight.rows, k + part.column, part.b.cols));
+    row += part.weight.rows;
+  }
+  if (!a.empty()) Copy(a, out.Sub(row, a.rows, 0, k));
+  if (a.rows < spare) Fill(out.Sub(row + a.rows, spare - a.rows, 0, k), 0);
+}
+
+void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
+  checks::MatmulAdd(a, ta, b, tb, addend, c);
+  Copy(addend, c);
+  Matmul(a, ta, b, tb, c, alpha, 1);
+}
+
+float CpuOps::EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
+  checks::EncodeNf4(in, out, scratch);
+  HONE_CHECK(false, "EncodeNf4 is not built yet");
+  return 0;
+}
+
+void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) {
+  checks::WeightMatmul(x, weight, y, activation_dtype());
+  HONE_CHECK(false, "WeightMatmul is not built yet");
+}
+
+void CpuOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
+                       Tensor sum_squares, Tensor step, const AdamWConstants&) {
+  checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
+  HONE_CHECK(false, "AdamW8bit is not built yet");
 }
 
 }  // namespace hone

@@ -45,6 +45,18 @@ struct StreamDeleter {
 };
 using Stream = std::unique_ptr<CUstream_st, StreamDeleter>;
 
+class PinnedBlock : public MemoryBlock {
+ public:
+  PinnedBlock(void* data, uint64_t size) : data_(data), size_(size) {}
+  ~PinnedBlock() override { cudaFreeHost(data_); }
+  void* data() const override { return data_; }
+  uint64_t size() const override { return size_; }
+
+ private:
+  void* data_;
+  uint64_t size_;
+};
+
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::string name, Stream stream, std::unique_ptr<MemoryBlock> workspace, std::unique_ptr<cuda::Gemm> gemm,
@@ -63,6 +75,14 @@ class CudaBackend : public Backend {
     return cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess ? free_bytes : 0;
   }
   absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) override { return ReserveOnCard(bytes); }
+  absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) override {
+    void* data = nullptr;
+    const cudaError_t error = cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocDefault);
+    if (error == cudaSuccess) return std::make_unique<PinnedBlock>(data, bytes);
+    cudaGetLastError();
+    return ResourceExhausted("page-locking ", bytes, " bytes of host memory: ", Describe(error),
+                             "; free memory, or raise the limit of locked memory (ulimit -l)");
+  }
 
  private:
   std::string name_;

@@ -160,9 +160,10 @@ void CudaOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
   Launched("Glu");
 }
 
-void CudaOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) {
-  checks::GluBackward(d_out, gate_up, d_gate_up, activation_dtype_);
+void CudaOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out) {
+  checks::GluBackward(d_out, gate_up, d_gate_up, out, activation_dtype_);
   if (d_out.empty()) return;
+  if (!out.empty()) cuda::Glu(gate_up, activation, out, stream_);
   cuda::GluBackward(d_out, gate_up, activation, d_gate_up, stream_);
   Launched("GluBackward");
 }
@@ -204,6 +205,57 @@ void CudaOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_sq
   if (param.empty()) return;
   cuda::AdamW(param, grad, m, v, sum_squares, step, constants, stream_);
   Launched("AdamW");
+}
+
+void CudaOps::StartOffload(Tensor in, void* pinned, int slot) {
+  checks::Transfer(in, pinned, slot);
+  if (in.empty()) return;
+  Require(cudaMemcpyAsync(pinned, in.data, DenseBytes(in), cudaMemcpyDeviceToHost, stream_), "StartOffload");
+}
+
+void CudaOps::StartFetch(const void* pinned, Tensor out, int slot) {
+  checks::Transfer(out, pinned, slot);
+  if (out.empty()) return;
+  Require(cudaMemcpyAsync(out.data, pinned, DenseBytes(out), cudaMemcpyHostToDevice, stream_), "StartFetch");
+}
+
+void CudaOps::FinishTransfer(int slot) { HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot); }
+
+void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
+  checks::AugmentWeight(parts, a, out, activation_dtype());
+  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
+  int64_t row = 0;
+  for (const AugmentPart& part : parts) {
+    DecodeWeight(part.weight, out.Sub(row, part.weight.rows, 0, k));
+    if (spare > 0) Fill(out.Sub(row, part.weight.rows, k, spare), 0);
+    if (!part.b.empty()) Copy(part.b, out.Sub(row, part.weight.rows, k + part.column, part.b.cols));
+    row += part.weight.rows;
+  }
+  if (!a.empty()) Copy(a, out.Sub(row, a.rows, 0, k));
+  if (a.rows < spare) Fill(out.Sub(row + a.rows, spare - a.rows, 0, k), 0);
+}
+
+void CudaOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
+  checks::MatmulAdd(a, ta, b, tb, addend, c);
+  Copy(addend, c);
+  Matmul(a, ta, b, tb, c, alpha, 1);
+}
+
+float CudaOps::EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
+  checks::EncodeNf4(in, out, scratch);
+  HONE_CHECK(false, "EncodeNf4 is not built yet");
+  return 0;
+}
+
+void CudaOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) {
+  checks::WeightMatmul(x, weight, y, activation_dtype());
+  HONE_CHECK(false, "WeightMatmul is not built yet");
+}
+
+void CudaOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
+                       Tensor sum_squares, Tensor step, const AdamWConstants&) {
+  checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
+  HONE_CHECK(false, "AdamW8bit is not built yet");
 }
 
 }  // namespace hone

@@ -28,6 +28,15 @@ class CudaOps : public Ops {
   void Download(Tensor in, void* host) override;
   void Synchronize() override;
   void DecodeWeight(const WeightView& weight, Tensor out) override;
+  void StartOffload(Tensor in, void* pinned, int slot) override;
+  void StartFetch(const void* pinned, Tensor out, int slot) override;
+  void FinishTransfer(int slot) override;
+  void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) override;
+  float EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) override;
+  void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override;
+  void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) override;
+  void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
+                 Tensor step, const AdamWConstants& constants) override;
   void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) override;
   void GatherRows(Tensor in, Tensor row_ids, Tensor out) override;
   void ScatterRows(Tensor in, Tensor row_ids, Tensor out) override;
@@ -40,7 +49,8 @@ class CudaOps : public Ops {
   void RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Tensor sin) override;
   void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) override;
   void Glu(Tensor gate_up, Activation activation, Tensor out) override;
-  void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up) override;
+  void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up,
+                   Tensor out) override;
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
                  Tensor lse) override;
   void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,

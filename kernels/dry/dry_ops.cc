@@ -65,9 +65,22 @@ class DryOpsImpl final : public DryOps {
     Count(Bytes(in));
   }
   void Synchronize() override {}
+  void StartOffload(Tensor in, void*, int slot) override { Transferred(in, slot); }
+  void StartFetch(const void*, Tensor out, int slot) override { Transferred(out, slot); }
+  void FinishTransfer(int) override {}
   void DecodeWeight(const WeightView& weight, Tensor out) override {
     checks::DecodeWeight(weight, out);
     Count(Bytes(weight) + Bytes(out));
+  }
+  void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) override {
+    checks::AugmentWeight(parts, a, out, act_);
+    double bytes = Bytes(a) + Bytes(out);
+    for (const AugmentPart& part : parts) bytes += Bytes(part.weight) + Bytes(part.b);
+    Count(bytes);
+  }
+  float EncodeNf4(Tensor in, const Nf4Buffers&, Tensor scratch) override {
+    Count(2 * Bytes(in) + 2 * Bytes(scratch) + 0.5 * static_cast<double>(in.elements()));
+    return 0;
   }
   void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) override {
     checks::EmbeddingRows(table, ids, out);
@@ -87,6 +100,14 @@ class DryOpsImpl final : public DryOps {
     const int64_t k = ta == Transpose::kNo ? a.cols : a.rows;
     counts_.gemm_flops += 2.0 * static_cast<double>(c.rows) * static_cast<double>(c.cols) * static_cast<double>(k);
     ++counts_.launches;
+  }
+  void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override {
+    checks::MatmulAdd(a, ta, b, tb, addend, c);
+    Matmul(a, ta, b, tb, c, alpha, 0);
+  }
+  void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) override {
+    checks::WeightMatmul(x, weight, y, act_);
+    Count(Bytes(weight) + Bytes(x) + Bytes(y));
   }
   void Add(Tensor x, Tensor y) override {
     checks::Add(x, y, act_);
@@ -121,9 +142,9 @@ class DryOpsImpl final : public DryOps {
     checks::Glu(gate_up, out, act_);
     Count(Bytes(gate_up) + Bytes(out));
   }
-  void GluBackward(Tensor d_out, Tensor gate_up, Activation, Tensor d_gate_up) override {
-    checks::GluBackward(d_out, gate_up, d_gate_up, act_);
-    Count(Bytes(d_out) + Bytes(gate_up) + Bytes(d_gate_up));
+  void GluBackward(Tensor d_out, Tensor gate_up, Activation, Tensor d_gate_up, Tensor out) override {
+    checks::GluBackward(d_out, gate_up, d_gate_up, out, act_);
+    Count(Bytes(d_out) + Bytes(gate_up) + Bytes(d_gate_up) + Bytes(out));
   }
 
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
@@ -153,7 +174,18 @@ class DryOpsImpl final : public DryOps {
     Count(2 * (Bytes(param) + Bytes(m) + Bytes(v)) + Bytes(grad));
   }
 
+  void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
+                 Tensor step, const AdamWConstants&) override {
+    checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
+    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v) + Bytes(m_absmax) + Bytes(v_absmax)) + Bytes(grad));
+  }
+
  private:
+  void Transferred(Tensor t, int slot) {
+    checks::Dense(t);
+    HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot);
+    counts_.transfer_bytes += Bytes(t);
+  }
   void Count(double bytes) {
     counts_.bytes += bytes;
     ++counts_.launches;

@@ -11,6 +11,7 @@ struct DryCounts {
   double gemm_flops = 0;       // 2 m n k
   double attention_flops = 0;  // 4 D per visible (query, key, head) forward, 10 D backward
   double bytes = 0;            // element-wise, decode, copies: bytes read plus written
+  double transfer_bytes = 0;   // between device and pinned host memory
   int64_t launches = 0;
 };
 

@@ -102,8 +102,30 @@ class TimedOps : public Ops {
   void Glu(Tensor g, Activation a, Tensor o) override {
     Time("gated unit", [&] { inner_.Glu(g, a, o); });
   }
-  void GluBackward(Tensor d, Tensor g, Activation a, Tensor o) override {
-    Time("gated unit", [&] { inner_.GluBackward(d, g, a, o); });
+  void StartOffload(Tensor i, void* p, int s) override {
+    Time("upload, download", [&] { inner_.StartOffload(i, p, s); });
+  }
+  void StartFetch(const void* p, Tensor o, int s) override {
+    Time("upload, download", [&] { inner_.StartFetch(p, o, s); });
+  }
+  void FinishTransfer(int s) override { inner_.FinishTransfer(s); }
+  void AugmentWeight(std::span<const AugmentPart> p, Tensor a, Tensor o) override {
+    Time("decode weights", [&] { inner_.AugmentWeight(p, a, o); });
+  }
+  float EncodeNf4(Tensor i, const Nf4Buffers& o, Tensor s) override { return inner_.EncodeNf4(i, o, s); }
+  void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override {
+    Matmul(a, ta, b, tb, c, alpha, 0);
+    Add(addend, c);
+  }
+  void WeightMatmul(Tensor x, const WeightView& w, Tensor y, float beta) override {
+    Time("weight products", [&] { inner_.WeightMatmul(x, w, y, beta); });
+  }
+  void AdamW8bit(Tensor p, Tensor g, Tensor m, Tensor ma, Tensor v, Tensor va, Tensor q, Tensor s,
+                 const AdamWConstants& c) override {
+    Time("optimiser", [&] { inner_.AdamW8bit(p, g, m, ma, v, va, q, s, c); });
+  }
+  void GluBackward(Tensor d, Tensor g, Activation a, Tensor o, Tensor h) override {
+    Time("gated unit", [&] { inner_.GluBackward(d, g, a, o, h); });
   }
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& s, const AttentionShape& h, Tensor o,
                  Tensor l) override {

@@ -17,6 +17,7 @@ class ChosenBackend final : public Backend {
   Ops& ops() override { return ops_; }
   std::string name() const override { return "cpu"; }
   uint64_t FreeBytes() const override { return memory_.FreeBytes(); }
+  absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) override { return Reserve(bytes); }
   absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) override { return memory_.Reserve(bytes); }
 
  private:

@@ -74,7 +74,8 @@ Session Open(const Fixture& fixture, Recompute recompute, const BatchLimits& lim
   SessionOptions options;
   options.lora = flat->config;
   options.optimizer = Optimizer();
-  options.decoder = {recompute, 7};
+  options.decoder.recompute.assign(fixture.files->config().num_layers, recompute);
+  options.decoder.head_chunk_rows = 7;
   options.limits = {limits, limits};
   s.backend = *OpenCpu({1});
   const auto dry = MakeDryOps(BackendKind::kCpu, DType::kF32);
@@ -126,7 +127,7 @@ TEST_P(GoldenModel, GradientsEqualPeftPackedAndApartAtEveryRecomputeLevel) {
     longest = std::max<int64_t>(longest, static_cast<int64_t>(ids.size()));
   }
   std::map<bool, std::vector<float>> by_packing;
-  for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
+  for (Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
     for (bool packed : {true, false}) {
       const int64_t tokens = packed ? total : longest;
       Session s = Open(fixture, recompute, {tokens, tokens, 8});
@@ -165,7 +166,7 @@ TEST_P(GoldenModel, GradientsEqualPeftPackedAndApartAtEveryRecomputeLevel) {
 TEST_P(GoldenModel, ArenasEndExactlyWhereTheDryRunSaid) {
   const Fixture fixture = Load(GetParam());
   const PackedBatch batch = Pack(fixture.documents);
-  Session s = Open(fixture, Recompute::kBlock, {batch.tokens(), batch.tokens(), 8});
+  Session s = Open(fixture, Recompute::kFull, {batch.tokens(), batch.tokens(), 8});
   s.session->ZeroGradients();
   s.session->ForwardBackward(batch, [](auto, std::span<float> out) { std::fill(out.begin(), out.end(), 1.0f); });
   std::vector<float> log_probs(batch.targets.size());
