@@ -6,6 +6,14 @@
 #include "proto/base/status.h"
 
 namespace hone {
+namespace {
+
+constexpr LinearKind kQkvMembers[] = {LinearKind::kQ, LinearKind::kK, LinearKind::kV};
+constexpr LinearKind kOMembers[] = {LinearKind::kO};
+constexpr LinearKind kGateUpMembers[] = {LinearKind::kGate, LinearKind::kUp};
+constexpr LinearKind kDownMembers[] = {LinearKind::kDown};
+
+}  // namespace
 
 std::vector<float> RopeInverseFrequencies(const DecoderConfig& config) {
   const int64_t half = config.head_dim / 2;
@@ -77,6 +85,20 @@ LinearShape ShapeOf(const DecoderConfig& config, LinearKind kind) {
       return {config.hidden_size, config.intermediate_size};
   }
   FailInvariant(__FILE__, __LINE__, "linear kind", "");
+}
+
+std::span<const LinearKind> MembersOf(GroupKind group) {
+  switch (group) {
+    case GroupKind::kQkv:
+      return kQkvMembers;
+    case GroupKind::kO:
+      return kOMembers;
+    case GroupKind::kGateUp:
+      return kGateUpMembers;
+    case GroupKind::kDown:
+      return kDownMembers;
+  }
+  FailInvariant(__FILE__, __LINE__, "group kind", "");
 }
 
 }  // namespace hone

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,5 +55,10 @@ struct LinearShape {
   int64_t out = 0, in = 0;
 };
 LinearShape ShapeOf(const DecoderConfig& config, LinearKind kind);
+
+// Linears that share one input, neighbours in LinearKind.
+enum class GroupKind : uint8_t { kQkv, kO, kGateUp, kDown };
+inline constexpr int kGroupKinds = 4;
+std::span<const LinearKind> MembersOf(GroupKind group);
 
 }  // namespace hone

@@ -8,11 +8,6 @@
 namespace hone {
 namespace {
 
-constexpr LinearKind kQkvMembers[] = {LinearKind::kQ, LinearKind::kK, LinearKind::kV};
-constexpr LinearKind kOMembers[] = {LinearKind::kO};
-constexpr LinearKind kGateUpMembers[] = {LinearKind::kGate, LinearKind::kUp};
-constexpr LinearKind kDownMembers[] = {LinearKind::kDown};
-
 bool Contains(const auto& list, const auto& value) { return std::find(list.begin(), list.end(), value) != list.end(); }
 
 // SplitMix64 of a counter: any element can be drawn alone, so that the start does not depend on order.
@@ -32,20 +27,6 @@ Tensor Flat(Tensor vector, int64_t offset, int64_t rows, int64_t cols) {
 }
 
 }  // namespace
-
-std::span<const LinearKind> MembersOf(GroupKind group) {
-  switch (group) {
-    case GroupKind::kQkv:
-      return kQkvMembers;
-    case GroupKind::kO:
-      return kOMembers;
-    case GroupKind::kGateUp:
-      return kGateUpMembers;
-    case GroupKind::kDown:
-      return kDownMembers;
-  }
-  FailInvariant(__FILE__, __LINE__, "group kind", "");
-}
 
 float LoraConfig::scale() const {
   return static_cast<float>(alpha / (use_rslora ? std::sqrt(static_cast<double>(r)) : static_cast<double>(r)));

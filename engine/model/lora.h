@@ -17,10 +17,6 @@
 
 namespace hone {
 
-enum class GroupKind : uint8_t { kQkv, kO, kGateUp, kDown };
-inline constexpr int kGroupKinds = 4;
-std::span<const LinearKind> MembersOf(GroupKind group);
-
 struct LoraConfig {
   int64_t r = 16;
   double alpha = 16;

@@ -20,17 +20,28 @@ Tensor BytesTensor(void* data, uint64_t bytes) {
 // One pass over the model's weights in the order of the forward pass. On a dry arena nothing is read.
 class ModelLoader {
  public:
-  ModelLoader(const ModelFiles& files, WeightQuantization quantization, Ops& ops, Arena& arena,
+  ModelLoader(const ModelFiles& files, const ModelPlacement& placement, Ops& ops, const ModelArenas& arenas,
               const Model::LoadProgress& progress)
-      : files_(files), quantization_(quantization), ops_(ops), arena_(arena), progress_(progress) {}
+      : files_(files),
+        placement_(placement),
+        quantization_(placement.quantization),
+        ops_(ops),
+        arena_(*arenas.weights),
+        pinned_(arenas.pinned),
+        progress_(progress) {}
 
   absl::StatusOr<std::unique_ptr<Model>> Load() {
     auto model = std::make_unique<Model>();
     const DecoderConfig& config = model->config_ = files_.config();
-    HONE_ASSIGN_OR_RETURN(model->embedding_, Stored("model.embed_tokens.weight", false));
+    if (placement_.embedding_on_host && !config.tie_word_embeddings) {
+      HONE_ASSIGN_OR_RETURN(model->embedding_, OnHost("model.embed_tokens.weight"));
+    } else {
+      HONE_ASSIGN_OR_RETURN(model->embedding_, Stored("model.embed_tokens.weight", false));
+    }
     model->layers_.resize(config.num_layers);
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      HONE_RETURN_IF_ERROR(LoadLayer(layer, config, model->layers_[layer]));
+      HONE_RETURN_IF_ERROR(layer < placement_.decoded_layers ? LoadDecodedLayer(layer, config, model->layers_[layer])
+                                                             : LoadLayer(layer, config, model->layers_[layer]));
       if (progress_) progress_(layer + 1, config.num_layers);
     }
     HONE_ASSIGN_OR_RETURN(model->final_norm_, Vector({"model.norm.weight"}));
@@ -47,12 +58,16 @@ class ModelLoader {
 
  private:
   absl::Status LoadLayer(int64_t layer, const DecoderConfig& config, LayerWeights& weights) {
-    const std::string prefix = StrCat("model.layers.", layer, ".");
-    HONE_ASSIGN_OR_RETURN(weights.input_norm, Vector({prefix + "input_layernorm.weight"}));
     for (int kind = 0; kind < kLinearKinds; ++kind) {
       const std::string name = LinearModuleName(layer, static_cast<LinearKind>(kind)) + ".weight";
       HONE_ASSIGN_OR_RETURN(weights.linear[kind], Stored(name, true));
     }
+    return LoadVectors(layer, config, weights);
+  }
+
+  absl::Status LoadVectors(int64_t layer, const DecoderConfig& config, LayerWeights& weights) {
+    const std::string prefix = StrCat("model.layers.", layer, ".");
+    HONE_ASSIGN_OR_RETURN(weights.input_norm, Vector({prefix + "input_layernorm.weight"}));
     if (config.qkv_bias) {
       HONE_ASSIGN_OR_RETURN(weights.qkv_bias,
                             Vector({prefix + "self_attn.q_proj.bias", prefix + "self_attn.k_proj.bias",
@@ -64,6 +79,40 @@ class ModelLoader {
     }
     HONE_ASSIGN_OR_RETURN(weights.post_attention_norm, Vector({prefix + "post_attention_layernorm.weight"}));
     return absl::OkStatus();
+  }
+
+  // W' of every group first, then the layer in its stored form behind them; of that only norms and biases stay.
+  absl::Status LoadDecodedLayer(int64_t layer, const DecoderConfig& config, LayerWeights& weights) {
+    for (int g = 0; g < kGroupKinds; ++g) {
+      const size_t index = layer * kGroupKinds + g;
+      const int64_t spare = placement_.spare.empty() ? 0 : placement_.spare[index];
+      int64_t n = 0, k = 0;
+      for (LinearKind kind : MembersOf(static_cast<GroupKind>(g))) {
+        n += ShapeOf(config, kind).out;
+        k = ShapeOf(config, kind).in;
+      }
+      weights.decoded[g] = arena_.AllocateTensor(ops_.activation_dtype(), n + spare, k + spare);
+    }
+    {
+      ArenaScope stored(arena_);
+      const float* kept_code = nested_code_;
+      for (int g = 0; g < kGroupKinds; ++g) {
+        std::vector<AugmentPart> parts;
+        for (LinearKind kind : MembersOf(static_cast<GroupKind>(g))) {
+          const std::string name = LinearModuleName(layer, kind) + ".weight";
+          HONE_ASSIGN_OR_RETURN(const WeightView view, Stored(name, true));
+          parts.push_back({view, {}, 0});
+          WeightView& shape = weights.linear[static_cast<int>(kind)];
+          shape.dtype = view.dtype;
+          shape.rows = view.rows;
+          shape.cols = view.cols;
+        }
+        ops_.AugmentWeight(parts, {}, weights.decoded[g]);
+      }
+      ops_.Synchronize();
+      nested_code_ = kept_code;  // a table that began in this scope ends with it
+    }
+    return LoadVectors(layer, config, weights);
   }
 
   void* Upload(const void* host, uint64_t bytes) {
@@ -89,6 +138,20 @@ class ModelLoader {
       HONE_RETURN_IF_ERROR(files_.ReadAsFloat(name, values.data() + begin));
     }
     return Put(values);
+  }
+
+  absl::StatusOr<WeightView> OnHost(const std::string& name) {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight stored, files_.Describe(name));
+    HONE_CHECK(pinned_ != nullptr && stored.dtype != DType::kNf4, name, " cannot lie on the host");
+    parameters_ += stored.rows * stored.cols;
+    WeightView view;
+    view.dtype = stored.dtype;
+    view.rows = stored.rows;
+    view.cols = stored.cols;
+    void* data = pinned_->Allocate(stored.bytes);
+    view.data = data;
+    if (!pinned_->dry()) HONE_RETURN_IF_ERROR(files_.Read(name, {data}));
+    return view;
   }
 
   absl::StatusOr<WeightView> Stored(const std::string& name, bool linear) {
@@ -156,17 +219,26 @@ class ModelLoader {
   }
 
   const ModelFiles& files_;
+  const ModelPlacement& placement_;
   WeightQuantization quantization_;
   Ops& ops_;
   Arena& arena_;
+  Arena* pinned_;
   const Model::LoadProgress& progress_;
   const float* nested_code_ = nullptr;
   int64_t parameters_ = 0;
 };
 
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const ModelFiles& files, const ModelPlacement& placement, Ops& ops,
+                                                   const ModelArenas& arenas, const LoadProgress& progress) {
+  return ModelLoader(files, placement, ops, arenas, progress).Load();
+}
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const ModelFiles& files, WeightQuantization quantization, Ops& ops,
                                                    Arena& arena, const LoadProgress& progress) {
-  return ModelLoader(files, quantization, ops, arena, progress).Load();
+  ModelPlacement placement;
+  placement.quantization = quantization;
+  return Load(files, placement, ops, ModelArenas{&arena}, progress);
 }
 
 }  // namespace hone

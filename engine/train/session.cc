@@ -7,9 +7,13 @@ namespace hone {
 namespace {
 
 absl::StatusOr<Arena> ReserveArena(Backend& backend, const char* name, uint64_t bytes,
-                                   std::vector<std::unique_ptr<MemoryBlock>>& blocks) {
+                                   std::vector<std::unique_ptr<MemoryBlock>>& blocks, bool pinned = false) {
   if (bytes == 0) return Arena(name, nullptr, 0);
-  auto block = backend.Reserve(bytes);
+  auto block = pinned ? backend.ReservePinned(bytes) : backend.Reserve(bytes);
+  if (!block.ok() && pinned) {
+    return ResourceExhausted("reserving ", bytes, " bytes of page-locked host memory: ", block.status().message(),
+                             "; free host memory, or give the card more (memory.vram_budget)");
+  }
   if (!block.ok()) {
     return ResourceExhausted("reserving ", bytes, " bytes for ", name, ": ", block.status().message(),
                              "; somebody else took memory since the plan was made, or memory.vram_budget is too large");
@@ -28,11 +32,12 @@ ArenaSet ArenaSet::Dry() {
           Arena::Dry("optimizer"),
           Arena::Dry("saved"),
           Arena::Dry("scratch"),
+          Arena::Dry("pinned"),
           {},
           0};
 }
 
-absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes& bytes) {
+absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes& bytes, uint64_t pinned_bytes) {
   std::vector<std::unique_ptr<MemoryBlock>> blocks;
   HONE_ASSIGN_OR_RETURN(Arena weights, ReserveArena(backend, "weights", bytes.weights(), blocks));
   HONE_ASSIGN_OR_RETURN(Arena adapter, ReserveArena(backend, "adapter", bytes.adapter(), blocks));
@@ -40,7 +45,8 @@ absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes
   HONE_ASSIGN_OR_RETURN(Arena optimizer, ReserveArena(backend, "optimizer", bytes.optimizer(), blocks));
   HONE_ASSIGN_OR_RETURN(Arena saved, ReserveArena(backend, "saved", bytes.saved(), blocks));
   HONE_ASSIGN_OR_RETURN(Arena scratch, ReserveArena(backend, "scratch", bytes.scratch(), blocks));
-  return ArenaSet{weights, adapter, gradients, optimizer, saved, scratch, std::move(blocks), bytes.context()};
+  HONE_ASSIGN_OR_RETURN(Arena pinned, ReserveArena(backend, "pinned", pinned_bytes, blocks, true));
+  return ArenaSet{weights, adapter, gradients, optimizer, saved, scratch, pinned, std::move(blocks), bytes.context()};
 }
 
 v1::PlanBytes ArenaSet::HighWater() const {
@@ -69,6 +75,7 @@ v1::MemoryUse ArenaSet::Use() const {
   context->set_name("context");
   context->set_planned_bytes(context_bytes);
   context->set_actual_bytes(context_bytes);
+  use.set_pinned_bytes(pinned.high_water());
   return use;
 }
 
@@ -97,9 +104,19 @@ absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFi
                                                                    const Model::LoadProgress& progress) {
   HONE_ASSIGN_OR_RETURN(LoraLayout layout, LoraLayout::Create(files.config(), options.lora));
   std::unique_ptr<TrainSession> session(new TrainSession(ops, arenas, options, std::move(layout)));
-  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, options.quantization, ops, arenas.weights, progress));
-  const int64_t elements = session->layout_.elements();
   session->lora_.layout = &session->layout_;
+  ModelPlacement placement;
+  placement.quantization = options.quantization;
+  placement.decoded_layers = options.decoded_layers;
+  placement.embedding_on_host = options.embedding_on_host;
+  for (int64_t layer = 0; layer < files.config().num_layers; ++layer) {
+    for (int group = 0; group < kGroupKinds; ++group) {
+      placement.spare.push_back(SpareColumns(ops, &session->lora_, layer, static_cast<GroupKind>(group)));
+    }
+  }
+  HONE_ASSIGN_OR_RETURN(session->model_,
+                        Model::Load(files, placement, ops, {&arenas.weights, &arenas.pinned}, progress));
+  const int64_t elements = session->layout_.elements();
   session->lora_.values = arenas.adapter.AllocateTensor(DType::kF32, 1, elements);
   session->lora_.gradients = arenas.gradients.AllocateTensor(DType::kF32, 1, elements);
   session->optimizer_ = std::make_unique<AdamWOptimizer>(ops, options.optimizer, elements, arenas.optimizer);
@@ -112,7 +129,8 @@ void TrainSession::LogProbs(const PackedBatch& batch, AdapterMode mode, std::spa
 }
 
 void TrainSession::ForwardBackward(const PackedBatch& batch, const Decoder::Coefficients& coefficients) {
-  decoder_->ForwardBackward(batch, options_.limits.train, {&arenas_.saved, &arenas_.scratch}, coefficients);
+  decoder_->ForwardBackward(batch, options_.limits.train, {&arenas_.saved, &arenas_.scratch, &arenas_.pinned},
+                            coefficients);
 }
 
 double TrainSession::OptimizerStep(int64_t step, double learning_rate) {

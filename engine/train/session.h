@@ -21,14 +21,16 @@ namespace hone {
 // The arenas of a run. Sizes come from a plan; nothing grows.
 struct ArenaSet {
   Arena weights, adapter, gradients, optimizer, saved, scratch;
+  Arena pinned;  // host: what a plan keeps there of the model, then what waits there in a step
   std::vector<std::unique_ptr<MemoryBlock>> blocks;  // what they lie in; empty when dry
   uint64_t context_bytes = 0;                        // the back end's constant workspace
 
   static ArenaSet Dry();
   // ResourceExhausted naming the arena if the device does not have it.
-  static absl::StatusOr<ArenaSet> Reserve(Backend& backend, const v1::PlanBytes& bytes);
-  v1::PlanBytes HighWater() const;  // with total
-  v1::MemoryUse Use() const;        // planned = capacity, actual = high water
+  static absl::StatusOr<ArenaSet> Reserve(Backend& backend, const v1::PlanBytes& bytes, uint64_t pinned_bytes = 0);
+  v1::PlanBytes HighWater() const;  // of the device, with total
+  uint64_t PinnedHighWater() const { return pinned.high_water(); }
+  v1::MemoryUse Use() const;  // planned = capacity, actual = high water; pinned_bytes apart
 };
 
 // Layouts for the two kinds of launch. Every phase of a run is one of them.
@@ -39,6 +41,8 @@ struct RunLimits {
 
 struct SessionOptions {
   WeightQuantization quantization = WeightQuantization::kNone;
+  int64_t decoded_layers = 0;      // ModelPlacement's; spare columns follow from the adapter
+  bool embedding_on_host = false;  // in ArenaSet::pinned
   LoraConfig lora;
   v1::OptimizerSpec optimizer;
   DecoderOptions decoder;
