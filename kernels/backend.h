@@ -23,6 +23,7 @@ class Backend {
   virtual ~Backend() = default;
   virtual Ops& ops() = 0;
   virtual std::string name() const = 0;  // "cpu (2 threads)", "NVIDIA GeForce RTX 3090"
+  virtual std::string driver() const { return {}; }  // version of the card's driver, "580.82.07"; empty: none
   virtual uint64_t FreeBytes() const = 0;
   virtual absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) = 0;
   // Host memory that transfers can reach and operations can read (an embedding table); page-locked where that matters.
@@ -48,6 +49,8 @@ struct CudaOptions {
   std::string tuning_cache;  // file that keeps what warm-ups found on this card; empty: none
 };
 bool CudaBuilt();  // whether this build holds the CUDA back end
+// The card's name, or why OpenCuda would fail, as far as can be said without a context on the card; cheap.
+absl::StatusOr<std::string> CudaCardName(int device = 0);
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options = {});
 
 }  // namespace hone

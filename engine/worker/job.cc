@@ -81,7 +81,8 @@ absl::StatusOr<v1::Plan> PlanOfRun(const PreparedRun& run, const TrainJobOptions
   } else if (fs::exists(path)) {
     HONE_ASSIGN_OR_RETURN(plan, StoredPlan(path));
   } else {
-    HONE_ASSIGN_OR_RETURN(plan, PlanJob(run, "", options.budget_bytes, options.threads));
+    HONE_ASSIGN_OR_RETURN(plan, PlanJob(run, {"", options.budget_bytes, options.threads,
+                                              MachineCacheFolder(options.reference_cache_dir)}));
     v1::FromWorker event;
     *event.mutable_plan() = plan;
     events.Emit(event);
@@ -147,9 +148,27 @@ std::string ExportPath(const std::string& format) {
   return "";
 }
 
+DeviceChoice DeviceOf(const PreparedRun& run, const PlanJobOptions& options) {
+  return {run.spec.run().device(), run.spec.run().precision(), options.threads, options.cache_folder};
+}
+
+bool IsCard(const std::string& device) { return !device.empty() && device != "cpu" && device != "cuda"; }
+
+// What this process already holds of the card (its context) counts as free: the plan counts it.
+PlanTarget TargetOf(const Backend& backend, Ops& ops, int threads) {
+  PlanTarget target;
+  target.name = backend.name();
+  target.backend = ops.backend();
+  target.activation_dtype = ops.activation_dtype();
+  target.context_bytes = target.backend == BackendKind::kCuda ? kCudaContextBytes : CpuWorkspaceBytes(threads);
+  target.free_bytes = backend.FreeBytes() + backend.ProcessBytes();
+  return target;
+}
+
 }  // namespace
 
-absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides) {
+absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides,
+                                       const std::string& plan_device) {
   if (!spec.has_model() || spec.model().source().empty())
     return FieldError("model.source", "required; give a path to a model");
   if (!spec.has_data() || spec.data().train().empty())
@@ -161,12 +180,19 @@ absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& ove
   spec.mutable_model()->set_source(AbsolutePath(spec.model().source()));
   spec.mutable_data()->set_train(AbsolutePath(spec.data().train()));
   if (spec.data().has_eval()) spec.mutable_data()->set_eval(AbsolutePath(spec.data().eval()));
-  DeviceChoice wanted{spec.run().device(), spec.run().precision(), overrides.threads};
+  DeviceChoice wanted{spec.run().device(), spec.run().precision(), overrides.threads, ""};
   if (overrides.device != v1::DEVICE_AUTO) wanted.device = overrides.device;
   if (overrides.precision != v1::PRECISION_AUTO) wanted.precision = overrides.precision;
-  HONE_ASSIGN_OR_RETURN(const DeviceChoice device, ResolveDevice(wanted));
-  spec.mutable_run()->set_device(device.device);
-  spec.mutable_run()->set_precision(device.precision);
+  if (plan_device == "cpu") wanted.device = v1::DEVICE_CPU;
+  if (plan_device == "cuda") wanted.device = v1::DEVICE_CUDA;
+  if (IsCard(plan_device)) {
+    wanted.device = v1::DEVICE_CUDA;
+    if (wanted.precision != v1::PRECISION_FP32) wanted.precision = v1::PRECISION_BF16;
+  } else {
+    HONE_ASSIGN_OR_RETURN(wanted, ResolveDevice(wanted));
+  }
+  spec.mutable_run()->set_device(wanted.device);
+  spec.mutable_run()->set_precision(wanted.precision);
   return Prepare(spec);
 }
 
@@ -183,25 +209,16 @@ nlohmann::ordered_json JobReport(const PreparedRun& run) {
   return report;
 }
 
-absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& device, uint64_t budget_bytes,
-                                 int threads) {
-  DeviceChoice choice{run.spec.run().device(), run.spec.run().precision(), threads};
-  if (device == "cpu") choice = {v1::DEVICE_CPU, v1::PRECISION_AUTO, threads};
-  if (device == "cuda") choice = {v1::DEVICE_CUDA, v1::PRECISION_AUTO, threads};
+absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& options) {
   PlanTarget target;
-  if (!device.empty() && device != "cpu" && device != "cuda") {
-    const bool fp32 = run.spec.run().precision() == v1::PRECISION_FP32 && run.spec.run().device() == v1::DEVICE_CUDA;
-    HONE_ASSIGN_OR_RETURN(target, TargetOfCard(device, fp32 ? DType::kF32 : DType::kBF16));
+  if (IsCard(options.device)) {
+    const bool fp32 = run.spec.run().precision() == v1::PRECISION_FP32;
+    HONE_ASSIGN_OR_RETURN(target, TargetOfCard(options.device, fp32 ? DType::kF32 : DType::kBF16));
   } else {
-    HONE_ASSIGN_OR_RETURN(choice, ResolveDevice(choice));
-    HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(choice));
-    target.name = backend->name();
-    target.backend = backend->ops().backend();
-    target.activation_dtype = backend->ops().activation_dtype();
-    target.free_bytes = backend->FreeBytes();
-    target.context_bytes = target.backend == BackendKind::kCuda ? kCudaContextBytes : CpuWorkspaceBytes(threads);
+    HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(DeviceOf(run, options)));
+    target = TargetOf(*backend, backend->ops(), options.threads);
   }
-  if (budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, budget_bytes);
+  if (options.budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, options.budget_bytes);
   return MakePlan(run, target);
 }
 
@@ -210,7 +227,8 @@ absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOp
   HONE_RETURN_IF_ERROR(ClaimFolder(options.output_dir, run));
   HONE_ASSIGN_OR_RETURN(const v1::Plan plan, PlanOfRun(run, options, events));
   HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                        OpenBackend({run.spec.run().device(), run.spec.run().precision(), options.threads}));
+                        OpenBackend({run.spec.run().device(), run.spec.run().precision(), options.threads,
+                                     MachineCacheFolder(options.reference_cache_dir)}));
   TrainRequest request;
   request.run = &run;
   request.plan = plan;

@@ -17,14 +17,21 @@
 
 namespace hone {
 
-// Paths of the spec made absolute, "~" expanded; the device chosen and written into the resolved spec.
-absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides);
+// Paths of the spec made absolute, "~" expanded; the device chosen and written into the resolved spec. plan_device is
+// PlanJob's `device`: a card that is planned for need not be here.
+absl::StatusOr<PreparedRun> PrepareJob(v1::JobSpec spec, const DeviceChoice& overrides,
+                                       const std::string& plan_device = "");
 
 // The data report (CONTRACT `validate`).
 nlohmann::ordered_json JobReport(const PreparedRun& run);
 
-// device: empty (the spec's), "cpu", "cuda" or a card of engine/plan/cards.h.
-absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const std::string& device, uint64_t budget_bytes, int threads);
+struct PlanJobOptions {
+  std::string device;         // empty (the spec's), "cpu", "cuda" or a card of engine/plan/cards.h
+  uint64_t budget_bytes = 0;  // 0: what is free
+  int threads = 0;
+  std::string cache_folder;  // MachineCacheFolder(); rates are measured once and kept there
+};
+absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& options);
 
 struct TrainJobOptions {
   std::string output_dir;

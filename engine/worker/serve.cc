@@ -99,8 +99,14 @@ class ChannelEvents : public TrainEvents {
   Channel& channel_;
 };
 
-// "cpu (2 threads)": what jobs run on until training runs on CUDA.
-std::string DeviceDescription() { return StrCat("cpu (", std::thread::hardware_concurrency(), " threads)"); }
+// Of the job's device, or of what "auto" would be.
+std::string DeviceDescription(const v1::Assign& assign) {
+  DeviceChoice wanted;
+  wanted.threads = static_cast<int>(assign.threads());
+  if (assign.runs_size() > 0) wanted.device = assign.runs(0).spec().run().device();
+  const auto resolved = ResolveDevice(wanted);
+  return resolved.ok() ? DescribeDevice(*resolved) : "none";
+}
 
 void SendReport(Channel& channel, const nlohmann::ordered_json& report) {
   v1::FromWorker message;
@@ -132,11 +138,13 @@ absl::Status RunTrain(const v1::Assign& assign, Channel& channel, v1::Done& done
 }
 
 absl::Status RunPlan(const v1::Assign& assign, Channel& channel) {
-  HONE_ASSIGN_OR_RETURN(const PreparedRun prepared, PrepareJob(assign.runs(0).spec(), {}));
+  HONE_ASSIGN_OR_RETURN(const PreparedRun prepared, PrepareJob(assign.runs(0).spec(), {}, assign.runs(0).device()));
   SendReport(channel, JobReport(prepared));
   if (assign.verb() == v1::VERB_VALIDATE) return absl::OkStatus();
-  HONE_ASSIGN_OR_RETURN(const v1::Plan plan,
-                        PlanJob(prepared, "", assign.memory_budget_bytes(), static_cast<int>(assign.threads())));
+  HONE_ASSIGN_OR_RETURN(
+      const v1::Plan plan,
+      PlanJob(prepared, {assign.runs(0).device(), assign.memory_budget_bytes(), static_cast<int>(assign.threads()),
+                         MachineCacheFolder(assign.runs(0).reference_cache_dir())}));
   v1::FromWorker message;
   *message.mutable_plan() = plan;
   channel.Send(message);
@@ -147,7 +155,7 @@ absl::Status RunGenerate(const v1::Assign& assign, Channel& channel) {
   const v1::Run& run = assign.runs(0);
   HONE_ASSIGN_OR_RETURN(const auto files, ModelFiles::Open(run.model_path()));
   HONE_ASSIGN_OR_RETURN(const DeviceChoice device,
-                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
+                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads()), ""}));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend(device));
   std::optional<LoraAdapter> adapter;
   if (!run.adapter_path().empty()) {
@@ -169,7 +177,7 @@ absl::Status RunExport(const v1::Assign& assign, Channel& channel) {
   const v1::Run& run = assign.runs(0);
   HONE_ASSIGN_OR_RETURN(const auto files, ModelFiles::Open(run.model_path()));
   HONE_ASSIGN_OR_RETURN(const DeviceChoice device,
-                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads())}));
+                        ResolveDevice({v1::DEVICE_AUTO, v1::PRECISION_AUTO, int(assign.threads()), ""}));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend(device));
   HONE_ASSIGN_OR_RETURN(const auto receipt,
                         ExportJob(*files, run.adapter_path(), run.format(), run.output_dir(), *backend));
@@ -210,7 +218,7 @@ int Serve(int fd) {
   hello.mutable_hello()->set_version(std::string(BuildVersion()));
   hello.mutable_hello()->set_build_id(std::string(BuildId()));
   hello.mutable_hello()->set_pid(::getpid());
-  hello.mutable_hello()->set_device(DeviceDescription());
+  hello.mutable_hello()->set_device(DeviceDescription(*assign));
   channel.Send(hello);
   channel.StartReader();
   v1::FromWorker message;

@@ -16,13 +16,13 @@ namespace hone {
 namespace {
 
 absl::StatusOr<PreparedRun> PrepareSpec(const std::string& path, const DeviceFlags& device,
-                                        const std::vector<std::string>& sets) {
+                                        const std::vector<std::string>& sets, const std::string& plan_device = "") {
   HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
   SpecPositions positions;
   HONE_ASSIGN_OR_RETURN(v1::JobSpec spec, SpecFromYaml(text, path, &positions));
   for (const std::string& set : sets) HONE_RETURN_IF_ERROR(SetField(spec, set));
   HONE_ASSIGN_OR_RETURN(const DeviceChoice choice, device.Choice());
-  auto prepared = PrepareJob(spec, choice);
+  auto prepared = PrepareJob(spec, choice, plan_device);
   if (!prepared.ok()) return positions.Locate(prepared.status());
   return prepared;
 }
@@ -42,9 +42,9 @@ int Validate(const JobFlags& flags) {
 }
 
 int PlanVerb(const JobFlags& flags) {
-  const auto run = PrepareSpec(flags.spec, flags.device, flags.sets);
+  const auto run = PrepareSpec(flags.spec, flags.device, flags.sets, flags.plan_device);
   if (!run.ok()) return Fail(run.status());
-  const auto plan = PlanJob(*run, flags.plan_device, 0, flags.device.threads);
+  const auto plan = PlanJob(*run, {flags.plan_device, 0, flags.device.threads, MachineCacheFolder()});
   if (!plan.ok()) return Fail(plan.status());
   PrintLine(nlohmann::ordered_json::parse(MessageToJson(*plan)));
   return 0;

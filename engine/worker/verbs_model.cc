@@ -31,7 +31,8 @@ struct Opened {
 absl::StatusOr<Opened> Open(const ModelFlags& flags) {
   Opened opened;
   HONE_ASSIGN_OR_RETURN(const DeviceChoice wanted, flags.device.Choice());
-  HONE_ASSIGN_OR_RETURN(const DeviceChoice device, ResolveDevice(wanted));
+  HONE_ASSIGN_OR_RETURN(DeviceChoice device, ResolveDevice(wanted));
+  device.cache_folder = MachineCacheFolder();
   HONE_ASSIGN_OR_RETURN(opened.files, ModelFiles::Open(flags.model));
   if (!flags.adapter.empty()) {
     HONE_ASSIGN_OR_RETURN(opened.adapter, ReadPeftAdapter(flags.adapter, opened.files->config()));

@@ -9,6 +9,7 @@
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/nvml.h"
 #include "kernels/cuda/probe.h"
 #include "proto/base/status.h"
 
@@ -57,11 +58,34 @@ class PinnedBlock : public MemoryBlock {
   uint64_t size_;
 };
 
+// This process's memory on the card by the driver's account: its own entry, or, where the driver lists processes by ids
+// that are not ours (containers), what the card's use has grown by since before the context was made.
+class MemoryAccount {
+ public:
+  explicit MemoryAccount(int device) {
+    char bus_id[32] = {};
+    if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) == cudaSuccess) nvml_ = cuda::NvmlDevice::Open(bus_id);
+    if (nvml_ != nullptr) used_before_ = nvml_->UsedBytes();
+  }
+  std::string driver() const { return nvml_ == nullptr ? "" : nvml_->driver(); }
+  uint64_t ProcessBytes() const {
+    if (nvml_ == nullptr) return 0;
+    if (const uint64_t own = nvml_->ProcessBytes(); own > 0) return own;
+    const uint64_t used = nvml_->UsedBytes();
+    return used > used_before_ ? used - used_before_ : 0;
+  }
+
+ private:
+  std::unique_ptr<cuda::NvmlDevice> nvml_;
+  uint64_t used_before_ = 0;
+};
+
 class CudaBackend : public Backend {
  public:
-  CudaBackend(std::string name, Stream stream, std::unique_ptr<MemoryBlock> workspace, std::unique_ptr<cuda::Gemm> gemm,
-              DType activation_dtype)
+  CudaBackend(std::string name, MemoryAccount account, Stream stream, std::unique_ptr<MemoryBlock> workspace,
+              std::unique_ptr<cuda::Gemm> gemm, DType activation_dtype)
       : name_(std::move(name)),
+        account_(std::move(account)),
         stream_(std::move(stream)),
         workspace_(std::move(workspace)),
         ops_(activation_dtype, stream_.get(), std::move(gemm),
@@ -70,6 +94,8 @@ class CudaBackend : public Backend {
 
   Ops& ops() override { return ops_; }
   std::string name() const override { return name_; }
+  std::string driver() const override { return account_.driver(); }
+  uint64_t ProcessBytes() const override { return account_.ProcessBytes(); }
   uint64_t FreeBytes() const override {
     size_t free_bytes = 0, total_bytes = 0;
     return cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess ? free_bytes : 0;
@@ -86,6 +112,7 @@ class CudaBackend : public Backend {
 
  private:
   std::string name_;
+  MemoryAccount account_;
   Stream stream_;
   std::unique_ptr<MemoryBlock> workspace_;
   CudaOps ops_;
@@ -117,11 +144,13 @@ absl::Status CheckDriver(int device) {
   return absl::OkStatus();
 }
 
+absl::Status TooOld(const cudaDeviceProp& card) {
+  return Unimplemented(card.name, " has compute capability ", card.major, ".", card.minor,
+                       "; the CUDA back end needs 8.0 (Ampere) or newer; run with device: cpu");
+}
+
 absl::Status CheckCard(const cudaDeviceProp& card) {
-  if (card.major < 8) {
-    return Unimplemented(card.name, " has compute capability ", card.major, ".", card.minor,
-                         "; the CUDA back end needs 8.0 (Ampere) or newer; run with device: cpu");
-  }
+  if (card.major < 8) return TooOld(card);
   const cudaError_t error = cuda::ProbeKernelImage();
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     cudaGetLastError();
@@ -137,10 +166,20 @@ absl::Status CheckCard(const cudaDeviceProp& card) {
 
 bool CudaBuilt() { return true; }
 
+absl::StatusOr<std::string> CudaCardName(int device) {
+  HONE_RETURN_IF_ERROR(CheckDriver(device));
+  cudaDeviceProp card{};
+  const cudaError_t error = cudaGetDeviceProperties(&card, device);
+  if (error != cudaSuccess) return FailedPrecondition("CUDA device ", device, ": ", Describe(error));
+  if (card.major < 8) return TooOld(card);
+  return std::string(card.name);
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options) {
   HONE_CHECK(options.activation_dtype == DType::kF32 || options.activation_dtype == DType::kBF16,
              DTypeName(options.activation_dtype));
   HONE_RETURN_IF_ERROR(CheckDriver(options.device));
+  MemoryAccount account(options.device);  // before the context
   cudaError_t error = cudaSetDevice(options.device);
   if (error != cudaSuccess)
     return FailedPrecondition("CUDA device ", options.device, " cannot be used: ", Describe(error));
@@ -155,8 +194,8 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options) {
   Stream stream(raw_stream);
   HONE_ASSIGN_OR_RETURN(auto workspace, ReserveOnCard(kCudaWorkspaceBytes));
   HONE_ASSIGN_OR_RETURN(auto gemm, cuda::Gemm::Open(workspace->data(), kCudaGemmWorkspaceBytes));
-  return std::make_unique<CudaBackend>(card.name, std::move(stream), std::move(workspace), std::move(gemm),
-                                       options.activation_dtype);
+  return std::make_unique<CudaBackend>(card.name, std::move(account), std::move(stream), std::move(workspace),
+                                       std::move(gemm), options.activation_dtype);
 }
 
 }  // namespace hone

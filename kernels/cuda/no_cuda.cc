@@ -6,6 +6,10 @@ namespace hone {
 
 bool CudaBuilt() { return false; }
 
+absl::StatusOr<std::string> CudaCardName(int) {
+  return Unimplemented("this build has no CUDA back end; configure with -DHONE_CUDA=ON, or run with device: cpu");
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions&) {
   return Unimplemented("this build has no CUDA back end; configure with -DHONE_CUDA=ON, or run with device: cpu");
 }

@@ -182,7 +182,7 @@ absl::Status Run(const std::string& spec_path, int64_t steps) {
   HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(spec_path));
   HONE_ASSIGN_OR_RETURN(const v1::JobSpec spec, SpecFromYaml(text, spec_path));
   HONE_ASSIGN_OR_RETURN(const PreparedRun run, PrepareJob(spec, {}));
-  HONE_ASSIGN_OR_RETURN(const v1::Plan plan, PlanJob(run, "", 0, 0));
+  HONE_ASSIGN_OR_RETURN(const v1::Plan plan, PlanJob(run, {}));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenCpu());
   TimedOps ops(backend->ops());
   HONE_ASSIGN_OR_RETURN(ArenaSet arenas, ArenaSet::Reserve(*backend, plan.bytes()));
