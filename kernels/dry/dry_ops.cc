@@ -39,7 +39,7 @@ double AttentionPairs(const Segments& segments, const AttentionShape& shape) {
 
 class DryOpsImpl final : public DryOps {
  public:
-  DryOpsImpl(BackendKind imitated, DType act) : imitated_(imitated), act_(act) {}
+  DryOpsImpl(BackendKind imitated, DType act, const DryRates& rates) : imitated_(imitated), act_(act), rates_(rates) {}
 
   BackendKind backend() const override { return BackendKind::kDry; }
   DType activation_dtype() const override { return act_; }
@@ -70,13 +70,13 @@ class DryOpsImpl final : public DryOps {
   void FinishTransfer(int) override {}
   void DecodeWeight(const WeightView& weight, Tensor out) override {
     checks::DecodeWeight(weight, out);
-    Count(Bytes(weight) + Bytes(out));
+    Count(Bytes(weight) + Bytes(out), counts_.decode_bytes);
   }
   void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) override {
     checks::AugmentWeight(parts, a, out, act_);
     double bytes = Bytes(a) + Bytes(out);
     for (const AugmentPart& part : parts) bytes += Bytes(part.weight) + Bytes(part.b);
-    Count(bytes);
+    Count(bytes, counts_.decode_bytes);
   }
   float EncodeNf4(Tensor in, const Nf4Buffers&, Tensor scratch) override {
     Count(2 * Bytes(in) + 2 * Bytes(scratch) + 0.5 * static_cast<double>(in.elements()));
@@ -97,9 +97,7 @@ class DryOpsImpl final : public DryOps {
 
   void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float, float) override {
     checks::Matmul(a, ta, b, tb, c);
-    const int64_t k = ta == Transpose::kNo ? a.cols : a.rows;
-    counts_.gemm_flops += 2.0 * static_cast<double>(c.rows) * static_cast<double>(c.cols) * static_cast<double>(k);
-    ++counts_.launches;
+    CountProduct(c.rows, c.cols, ta == Transpose::kNo ? a.cols : a.rows, Bytes(a) + Bytes(b) + Bytes(c));
   }
   void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override {
     checks::MatmulAdd(a, ta, b, tb, addend, c);
@@ -156,28 +154,32 @@ class DryOpsImpl final : public DryOps {
   void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
                          const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv) override {
     checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, act_);
-    counts_.attention_flops += 10 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
+    const double flops = 10 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
+    counts_.attention_flops += flops;
+    counts_.attention_backward_flops += flops;
     ++counts_.launches;
   }
 
   void LogProb(Tensor logits, Tensor targets, const LogitTransform&, LogProbMode mode, Tensor log_probs) override {
     checks::LogProb(logits, targets, log_probs, act_);
-    Count(Bytes(logits) * (mode == LogProbMode::kUnitGradient ? 2 : 1) + Bytes(targets) + Bytes(log_probs));
+    Count(Bytes(logits) * (mode == LogProbMode::kUnitGradient ? 2 : 1) + Bytes(targets) + Bytes(log_probs),
+          counts_.head_bytes);
   }
   void SumSquares(Tensor x, Tensor out) override {
     checks::SumSquares(x, out);
-    Count(Bytes(x));
+    Count(Bytes(x), counts_.optimizer_bytes);
   }
   void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
              const AdamWConstants&) override {
     checks::AdamW(param, grad, m, v, sum_squares, step);
-    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v)) + Bytes(grad));
+    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v)) + Bytes(grad), counts_.optimizer_bytes);
   }
 
   void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
                  Tensor step, const AdamWConstants&) override {
     checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
-    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v) + Bytes(m_absmax) + Bytes(v_absmax)) + Bytes(grad));
+    Count(2 * (Bytes(param) + Bytes(m) + Bytes(v) + Bytes(m_absmax) + Bytes(v_absmax)) + Bytes(grad),
+          counts_.optimizer_bytes);
   }
 
  private:
@@ -190,17 +192,34 @@ class DryOpsImpl final : public DryOps {
     counts_.bytes += bytes;
     ++counts_.launches;
   }
+  void Count(double bytes, double& kind) {
+    kind += bytes;
+    Count(bytes);
+  }
+
+  void CountProduct(int64_t m, int64_t n, int64_t k, double bytes) {
+    const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    counts_.gemm_flops += flops;
+    ++counts_.launches;
+    if (rates_.gemm_flops <= 0) return;
+    constexpr int64_t kTile = 128;
+    const auto tiles = static_cast<double>((m + kTile - 1) / kTile * ((n + kTile - 1) / kTile));
+    const double at_rate = flops / rates_.gemm_flops * (1 + rates_.half_rate_tiles / tiles);
+    const double reading = rates_.copy_bytes > 0 ? bytes / rates_.copy_bytes : 0;
+    counts_.gemm_seconds += std::max(at_rate, reading);
+  }
 
   BackendKind imitated_;
   DType act_;
+  DryRates rates_;
   DryCounts counts_;
 };
 
 }  // namespace
 
-std::unique_ptr<DryOps> MakeDryOps(BackendKind imitated, DType activation_dtype) {
+std::unique_ptr<DryOps> MakeDryOps(BackendKind imitated, DType activation_dtype, const DryRates& rates) {
   HONE_CHECK(imitated != BackendKind::kDry, "a dry run imitates a back end that computes");
-  return std::make_unique<DryOpsImpl>(imitated, activation_dtype);
+  return std::make_unique<DryOpsImpl>(imitated, activation_dtype, rates);
 }
 
 }  // namespace hone

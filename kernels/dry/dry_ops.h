@@ -7,11 +7,25 @@
 
 namespace hone {
 
+// What a matrix product takes at best, so that products too small to fill a card, or bound by reading their operands,
+// are told apart. Zero rates: products cost nothing.
+struct DryRates {
+  double gemm_flops = 0;  // per second, of a large product
+  double copy_bytes = 0;  // per second, read plus written
+  // Tiles of 128 x 128 outputs at which a product runs at half of gemm_flops: a card's processors work on many at once.
+  double half_rate_tiles = 0;
+};
+
 struct DryCounts {
-  double gemm_flops = 0;       // 2 m n k
-  double attention_flops = 0;  // 4 D per visible (query, key, head) forward, 10 D backward
-  double bytes = 0;            // element-wise, decode, copies: bytes read plus written
-  double transfer_bytes = 0;   // between device and pinned host memory
+  double gemm_flops = 0;                // 2 m n k
+  double gemm_seconds = 0;              // at DryRates
+  double attention_flops = 0;           // 4 D per visible (query, key, head) forward, 10 D backward
+  double attention_backward_flops = 0;  // of these
+  double bytes = 0;                     // element-wise, decode, copies: bytes read plus written
+  double decode_bytes = 0;              // of these: stored weights to what products read
+  double head_bytes = 0;                // of these: log-probabilities and their unit gradients from logits
+  double optimizer_bytes = 0;           // of these: norms and updates
+  double transfer_bytes = 0;            // between device and pinned host memory
   int64_t launches = 0;
 };
 
@@ -22,6 +36,6 @@ class DryOps : public Ops {
 };
 
 // Imitates a back end's choices (activation dtype, adapter columns). Download gives zeros.
-std::unique_ptr<DryOps> MakeDryOps(BackendKind imitated, DType activation_dtype);
+std::unique_ptr<DryOps> MakeDryOps(BackendKind imitated, DType activation_dtype, const DryRates& rates = {});
 
 }  // namespace hone
