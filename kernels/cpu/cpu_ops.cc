@@ -301,21 +301,25 @@ void CpuOps::SumSquares(Tensor x, Tensor out) {
   *out.as<float>() = static_cast<float>(sum);
 }
 
-void CpuOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
-                   const AdamWConstants& constants) {
-  checks::AdamW(param, grad, m, v, sum_squares, step);
+AdamWScalars CpuOps::Scalars(Tensor sum_squares, Tensor step, const AdamWConstants& constants) {
   StepParams p;
   std::memcpy(&p, step.data, sizeof(p));
   const float norm = std::sqrt(*sum_squares.as<float>());
   const float clip = p.max_grad_norm == 0 ? 1.0f : std::min(1.0f, p.max_grad_norm / (norm + 1e-6f));
-  const AdamWScalars scalars{clip,
-                             constants.beta1,
-                             constants.beta2,
-                             constants.eps,
-                             p.learning_rate,
-                             constants.weight_decay,
-                             p.bias_correction1,
-                             p.bias_correction2};
+  return {clip,
+          constants.beta1,
+          constants.beta2,
+          constants.eps,
+          p.learning_rate,
+          constants.weight_decay,
+          p.bias_correction1,
+          p.bias_correction2};
+}
+
+void CpuOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step,
+                   const AdamWConstants& constants) {
+  checks::AdamW(param, grad, m, v, sum_squares, step);
+  const AdamWScalars scalars = Scalars(sum_squares, step, constants);
   pool_.Ranges(param.elements(), kGrainElements, [&](int64_t begin, int64_t end) {
     kernels_.adamw(param.as<float>() + begin, grad.as<float>() + begin, m.as<float>() + begin, v.as<float>() + begin,
                    end - begin, scalars);
@@ -354,21 +358,36 @@ void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor ad
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
-float CpuOps::EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
-  checks::EncodeNf4(in, out, scratch);
-  HONE_CHECK(false, "EncodeNf4 is not built yet");
-  return 0;
-}
-
-void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) {
+// A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over eight columns of partial
+// sums, in an order that K alone decides.
+void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
   checks::WeightMatmul(x, weight, y, activation_dtype());
-  HONE_CHECK(false, "WeightMatmul is not built yet");
-}
-
-void CpuOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
-                       Tensor sum_squares, Tensor step, const AdamWConstants&) {
-  checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
-  HONE_CHECK(false, "AdamW8bit is not built yet");
+  constexpr int64_t kPiece = 512, kLanes = 8;  // kPiece: whole blocks of every stored form
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(weight.cols * x.rows, 1));
+  pool_.Ranges(weight.rows, grain, [&](int64_t begin, int64_t end) {
+    float piece[kPiece];
+    float sums[kWeightMatmulRows][kLanes];
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < x.rows; ++i) std::fill_n(sums[i], kLanes, 0.0f);
+      for (int64_t k = 0; k < weight.cols; k += kPiece) {
+        const int64_t count = std::min(kPiece, weight.cols - k), whole = count / kLanes * kLanes;
+        kernels_.decode(weight, row * weight.cols + k, count, piece);
+        for (int64_t i = 0; i < x.rows; ++i) {
+          const float* in = x.as<float>() + i * x.pitch + k;
+          for (int64_t j = 0; j < whole; j += kLanes) {
+            for (int64_t lane = 0; lane < kLanes; ++lane) sums[i][lane] += piece[j + lane] * in[j + lane];
+          }
+          for (int64_t j = whole; j < count; ++j) sums[i][j - whole] += piece[j] * in[j];
+        }
+      }
+      for (int64_t i = 0; i < x.rows; ++i) {
+        float sum = 0;
+        for (float s : sums[i]) sum += s;
+        float* out = y.as<float>() + i * y.pitch + row;
+        *out = beta == 0 ? sum : sum + beta * *out;
+      }
+    }
+  });
 }
 
 }  // namespace hone

@@ -65,6 +65,7 @@ class CpuOps final : public Ops {
 
  private:
   float* Scratch(int part) const;
+  static AdamWScalars Scalars(Tensor sum_squares, Tensor step, const AdamWConstants& constants);
   template <typename F>
   void Rows(Tensor t, F&& f);  // f(begin, end), in parallel if there is enough of t
 

@@ -29,8 +29,13 @@ void CheckSegments(const Segments& segments, const AttentionShape& shape) {
 
 }  // namespace
 
-CudaOps::CudaOps(DType activation_dtype, cudaStream_t stream, std::unique_ptr<cuda::Gemm> gemm, float* partials)
-    : activation_dtype_(activation_dtype), stream_(stream), gemm_(std::move(gemm)), partials_(partials) {}
+CudaOps::CudaOps(DType activation_dtype, cudaStream_t stream, std::unique_ptr<cuda::Gemm> gemm,
+                 const CudaWorkspace& workspace)
+    : activation_dtype_(activation_dtype),
+      stream_(stream),
+      gemm_(std::move(gemm)),
+      workspace_(workspace),
+      transfers_(stream) {}
 
 int64_t CudaOps::AdapterColumns(int64_t sum_r) const { return checks::AdapterColumns(BackendKind::kCuda, sum_r); }
 
@@ -60,7 +65,10 @@ void CudaOps::Download(Tensor in, void* host) {
   Require(cudaStreamSynchronize(stream_), "Download");
 }
 
-void CudaOps::Synchronize() { Require(cudaStreamSynchronize(stream_), "Synchronize"); }
+void CudaOps::Synchronize() {
+  Require(cudaStreamSynchronize(stream_), "Synchronize");
+  transfers_.Synchronize();
+}
 
 void CudaOps::DecodeWeight(const WeightView& weight, Tensor out) {
   checks::DecodeWeight(weight, out);
@@ -94,11 +102,11 @@ void CudaOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, f
   checks::Matmul(a, ta, b, tb, c);
   if (c.empty()) return;
   if (!a.empty() && cuda::SkinnyFits(a, ta, b, tb, c)) {
-    cuda::SkinnyMatmul(a, b, tb, c, alpha, beta, stream_);
+    cuda::SkinnyMatmul(a, ta, b, tb, c, alpha, beta, cuda::SkinnyShapeFor(a, ta, b, tb, c), workspace_.skinny, stream_);
     Launched("Matmul");
     return;
   }
-  if (!a.empty() && gemm_->Run(a, ta, b, tb, c, alpha, beta, stream_)) return;
+  if (!a.empty() && gemm_->Run({a, b, c, c, ta, tb, alpha, beta}, stream_)) return;
   ++plain_matmuls_;
   cuda::PlainMatmul(a, ta, b, tb, c, alpha, beta, stream_);
   Launched("Matmul");
@@ -163,8 +171,7 @@ void CudaOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
 void CudaOps::GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out) {
   checks::GluBackward(d_out, gate_up, d_gate_up, out, activation_dtype_);
   if (d_out.empty()) return;
-  if (!out.empty()) cuda::Glu(gate_up, activation, out, stream_);
-  cuda::GluBackward(d_out, gate_up, activation, d_gate_up, stream_);
+  cuda::GluBackward(d_out, gate_up, activation, d_gate_up, out, stream_);
   Launched("GluBackward");
 }
 
@@ -172,7 +179,7 @@ void CudaOps::Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, 
                         Tensor lse) {
   checks::Attention(q, k, v, segments, shape, out, lse, activation_dtype_);
   CheckSegments(segments, shape);
-  cuda::Attention(q, k, v, segments, shape, out, lse, stream_);
+  cuda::Attention(q, k, v, segments, shape, out, lse, attention_profile_, stream_);
   Launched("Attention");
 }
 
@@ -181,7 +188,7 @@ void CudaOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tens
                                 Tensor dk, Tensor dv) {
   checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, activation_dtype_);
   CheckSegments(segments, shape);
-  cuda::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, stream_);
+  cuda::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, attention_profile_, stream_);
   Launched("AttentionBackward");
 }
 
@@ -195,7 +202,7 @@ void CudaOps::LogProb(Tensor logits, Tensor targets, const LogitTransform& trans
 
 void CudaOps::SumSquares(Tensor x, Tensor out) {
   checks::SumSquares(x, out);
-  cuda::SumSquares(x, partials_, out, stream_);
+  cuda::SumSquares(x, workspace_.partials, out, stream_);
   Launched("SumSquares");
 }
 
@@ -209,20 +216,32 @@ void CudaOps::AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_sq
 
 void CudaOps::StartOffload(Tensor in, void* pinned, int slot) {
   checks::Transfer(in, pinned, slot);
-  if (in.empty()) return;
-  Require(cudaMemcpyAsync(pinned, in.data, DenseBytes(in), cudaMemcpyDeviceToHost, stream_), "StartOffload");
+  if (!in.empty()) transfers_.Start(pinned, in.data, DenseBytes(in), cudaMemcpyDeviceToHost, slot);
 }
 
 void CudaOps::StartFetch(const void* pinned, Tensor out, int slot) {
   checks::Transfer(out, pinned, slot);
-  if (out.empty()) return;
-  Require(cudaMemcpyAsync(out.data, pinned, DenseBytes(out), cudaMemcpyHostToDevice, stream_), "StartFetch");
+  if (!out.empty()) transfers_.Start(out.data, pinned, DenseBytes(out), cudaMemcpyHostToDevice, slot);
 }
 
-void CudaOps::FinishTransfer(int slot) { HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot); }
+void CudaOps::FinishTransfer(int slot) {
+  HONE_CHECK(slot >= 0 && slot < kTransferSlots, "transfer slot ", slot);
+  transfers_.Finish(slot);
+}
 
 void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
   checks::AugmentWeight(parts, a, out, activation_dtype());
+  if (out.empty()) return;
+  if (cuda::AugmentFits(parts, a, out)) {
+    cuda::AugmentWeight(parts, a, out, workspace_.processors, stream_);
+    Launched("AugmentWeight");
+    return;
+  }
+  AugmentInPieces(parts, a, out);
+}
+
+// Widths that are no multiple of 8, which no model has.
+void CudaOps::AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
   const int64_t k = parts[0].weight.cols, spare = out.cols - k;
   int64_t row = 0;
   for (const AugmentPart& part : parts) {
@@ -237,25 +256,37 @@ void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor
 
 void CudaOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
   checks::MatmulAdd(a, ta, b, tb, addend, c);
+  if (c.empty()) return;
+  const bool skinny = !a.empty() && cuda::SkinnyFits(a, ta, b, tb, c);
+  if (!a.empty() && !skinny && gemm_->Run({a, b, c, addend, ta, tb, alpha, 1}, stream_)) return;
   Copy(addend, c);
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
 float CudaOps::EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
   checks::EncodeNf4(in, out, scratch);
-  HONE_CHECK(false, "EncodeNf4 is not built yet");
-  return 0;
+  if (in.empty()) return 0;
+  const float* on_device = cuda::EncodeNf4(in, out, scratch, workspace_.partials, stream_);
+  Launched("EncodeNf4");
+  float offset = 0;
+  Require(cudaMemcpyAsync(&offset, on_device, sizeof(offset), cudaMemcpyDeviceToHost, stream_), "EncodeNf4");
+  Require(cudaStreamSynchronize(stream_), "EncodeNf4");
+  return offset;
 }
 
-void CudaOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) {
+void CudaOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
   checks::WeightMatmul(x, weight, y, activation_dtype());
-  HONE_CHECK(false, "WeightMatmul is not built yet");
+  if (y.empty()) return;
+  cuda::WeightMatmul(x, weight, y, beta, stream_);
+  Launched("WeightMatmul");
 }
 
 void CudaOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
-                       Tensor sum_squares, Tensor step, const AdamWConstants&) {
+                       Tensor sum_squares, Tensor step, const AdamWConstants& constants) {
   checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
-  HONE_CHECK(false, "AdamW8bit is not built yet");
+  if (param.empty()) return;
+  cuda::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step, constants, stream_);
+  Launched("AdamW8bit");
 }
 
 }  // namespace hone

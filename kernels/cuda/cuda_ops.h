@@ -8,15 +8,25 @@
 
 #include <memory>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/skinny.h"
+#include "kernels/cuda/transfers.h"
 #include "kernels/ops.h"
 
 namespace hone {
 
+// Memory on the device that operations share (budget.h), and how many processors work on it.
+struct CudaWorkspace {
+  float* partials = nullptr;     // kCudaReductionBlocks
+  cuda::SkinnyWorkspace skinny;  // its partial sums lie where cuBLASLt works
+  int processors = 1;
+};
+
 class CudaOps : public Ops {
  public:
-  // `partials`: kCudaReductionBlocks floats on the device. Stream and memory outlive this object.
-  CudaOps(DType activation_dtype, cudaStream_t stream, std::unique_ptr<cuda::Gemm> gemm, float* partials);
+  // Stream and memory outlive this object.
+  CudaOps(DType activation_dtype, cudaStream_t stream, std::unique_ptr<cuda::Gemm> gemm, const CudaWorkspace& workspace);
 
   BackendKind backend() const override { return BackendKind::kCuda; }
   DType activation_dtype() const override { return activation_dtype_; }
@@ -62,13 +72,20 @@ class CudaOps : public Ops {
              const AdamWConstants& constants) override;
 
   cudaStream_t stream() const { return stream_; }
+  cuda::Gemm& gemm() { return *gemm_; }
+  // For tests: the tiles of smaller cards run on larger ones too.
+  void set_attention_profile(cuda::AttentionProfile profile) { attention_profile_ = profile; }
   int64_t plain_matmuls() const { return plain_matmuls_; }  // products that cuBLASLt declined
 
  private:
+  void AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tensor out);
+
   DType activation_dtype_;
   cudaStream_t stream_;
   std::unique_ptr<cuda::Gemm> gemm_;
-  float* partials_;
+  CudaWorkspace workspace_;
+  cuda::Transfers transfers_;
+  cuda::AttentionProfile attention_profile_ = cuda::CurrentAttentionProfile();
   int64_t plain_matmuls_ = 0;
 };
 

@@ -152,25 +152,29 @@ struct GluBody {
   }
 };
 
-template <typename T, Activation A>
+// kOut: the forward's result as well.
+template <typename T, Activation A, bool kOut>
 struct GluBackwardBody {
-  View<T> d_out, gate_up, d_gate_up;
+  View<T> d_out, gate_up, d_gate_up, out;
   int64_t width;
   void Shift(int64_t rows) {
     d_out.data += rows * d_out.pitch, gate_up.data += rows * gate_up.pitch, d_gate_up.data += rows * d_gate_up.pitch;
+    if (kOut) out.data += rows * out.pitch;
   }
   template <int V>
   __device__ void Run(int64_t row, int64_t col) const {
-    float d[V], g[V], u[V];
+    float d[V], g[V], u[V], result[kOut ? V : 1];
     Load<V>(d_out.At(row, col), d);
     Load<V>(gate_up.At(row, col), g);
     Load<V>(gate_up.At(row, width + col), u);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const float2 act = ActivateBoth<A>(g[i]);
+      if (kOut) result[i] = act.x * u[i];
       g[i] = d[i] * u[i] * act.y;
       u[i] = d[i] * act.x;
     }
+    if constexpr (kOut) Store<V>(out.At(row, col), result);
     Store<V>(d_gate_up.At(row, col), g);
     Store<V>(d_gate_up.At(row, width + col), u);
   }
@@ -251,15 +255,24 @@ void Glu(Tensor gate_up, Activation activation, Tensor out, cudaStream_t stream)
   });
 }
 
-void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, cudaStream_t stream) {
+void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out,
+                 cudaStream_t stream) {
+  const bool vectorises = HalvesVectorise(gate_up) && HalvesVectorise(d_gate_up) && Vectorises(d_out) &&
+                          (out.empty() || Vectorises(out));
   WithType(d_out.dtype, [&](auto t) {
     WithActivation(activation, [&](auto a) {
       using T = decltype(t);
-      GluBackwardBody<T, decltype(a)::value> body;
-      body.d_out = View<T>(d_out), body.gate_up = View<T>(gate_up), body.d_gate_up = View<T>(d_gate_up);
-      body.width = d_out.cols;
-      const bool vectorises = HalvesVectorise(gate_up) && HalvesVectorise(d_gate_up) && Vectorises(d_out);
-      LaunchRows<kVector<T>>(d_out.rows, d_out.cols, vectorises, body, stream);
+      const auto launch = [&](auto with_out) {
+        GluBackwardBody<T, decltype(a)::value, decltype(with_out)::value> body;
+        body.d_out = View<T>(d_out), body.gate_up = View<T>(gate_up), body.d_gate_up = View<T>(d_gate_up);
+        body.out = View<T>(out), body.width = d_out.cols;
+        LaunchRows<kVector<T>>(d_out.rows, d_out.cols, vectorises, body, stream);
+      };
+      if (out.empty()) {
+        launch(std::false_type{});
+      } else {
+        launch(std::true_type{});
+      }
     });
   });
 }

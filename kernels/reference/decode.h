@@ -4,26 +4,10 @@
 
 #include <cmath>
 
+#include "kernels/nf4_codes.h"
 #include "kernels/reference/matrix.h"
 
 namespace hone::reference {
-
-inline constexpr float kNf4Values[16] = {-1.0f,
-                                         -0.6961928009986877f,
-                                         -0.5250730514526367f,
-                                         -0.39491748809814453f,
-                                         -0.28444138169288635f,
-                                         -0.18477343022823334f,
-                                         -0.09105003625154495f,
-                                         0.0f,
-                                         0.07958029955625534f,
-                                         0.16093020141124725f,
-                                         0.24611230194568634f,
-                                         0.33791524171829224f,
-                                         0.44070982933044434f,
-                                         0.5626170039176941f,
-                                         0.7229568362236023f,
-                                         1.0f};
 
 inline float HalfValue(const uint8_t* p) {
   const int bits = p[0] | p[1] << 8;
@@ -69,7 +53,7 @@ inline float DecodeElement(const WeightView& w, int64_t i) {
     case DType::kBF16:
       return Bf16Value(block);
     case DType::kNf4:
-      return kNf4Values[j == 0 ? block[0] >> 4 : block[0] & 15] * Nf4Scale(w, i / kNf4BlockSize);
+      return kNf4Codes.values[j == 0 ? block[0] >> 4 : block[0] & 15] * Nf4Scale(w, i / kNf4BlockSize);
     case DType::kQ8_0:
       return HalfValue(block) * static_cast<float>(static_cast<int8_t>(block[2 + j]));
     case DType::kQ4_0:

@@ -20,6 +20,14 @@ struct MatmulShape {
   bool fp32_out = false;
 };
 OpCase MatmulCase(const MatmulShape& shape);
+struct WeightMatmulShape {
+  DType stored = DType::kNf4;
+  int64_t m = 0, n = 0, k = 0;
+  float beta = 0;
+  bool fp32_out = false, nested = true;
+  int64_t gap = 8;  // of x
+};
+OpCase WeightMatmulCase(const WeightMatmulShape& shape);
 OpCase AddCase(int64_t rows, int64_t cols);
 OpCase AddBiasCase(int64_t rows, int64_t cols, bool fp32_bias);
 OpCase ScaleRowsCase(int64_t rows, int64_t cols);
@@ -29,7 +37,7 @@ OpCase RmsNormBackwardCase(int64_t rows, int64_t width, int64_t groups, float be
 OpCase RopeTableCase(int64_t rows, int64_t head_dim);
 OpCase RopeCase(int64_t rows, int64_t heads, int64_t head_dim, RopeDirection direction);
 OpCase GluCase(int64_t rows, int64_t width, Activation activation);
-OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place);
+OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place, bool with_out = false);
 // --- cases_attention.cc
 struct AttentionLayout {
   std::string name;
@@ -46,10 +54,16 @@ OpCase LogProbCase(int64_t rows, int64_t vocabulary, LogitTransform transform, L
 OpCase SumSquaresCase(int64_t count);
 OpCase AdamWCase(int64_t count, float max_grad_norm, float weight_decay);
 
+// --- cases_quantised.cc
+OpCase EncodeNf4Case(DType dtype, int64_t rows, int64_t cols);
+OpCase AdamW8bitCase(int64_t count, float max_grad_norm, float weight_decay);
+OpCase TransferCase(int64_t rows, int64_t cols);
+
 void AddDataCases(std::vector<OpCase>& cases);
 void AddLinearCases(std::vector<OpCase>& cases);
 void AddBlockCases(std::vector<OpCase>& cases);
 void AddAttentionCases(std::vector<OpCase>& cases);
 void AddHeadCases(std::vector<OpCase>& cases);
+void AddQuantisedCases(std::vector<OpCase>& cases);
 
 }  // namespace hone

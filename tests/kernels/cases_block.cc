@@ -122,20 +122,26 @@ OpCase GluCase(int64_t rows, int64_t width, Activation activation) {
           }};
 }
 
-OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place) {
-  return {
-      StrCat("glu_backward/", ActivationName(activation), ",t=", rows, ",f=", width, in_place ? ",in_place" : ""),
-      [=](CaseTensors& t) {
-        const Tensor d_out = t.Random(t.act(), rows, width, 1, 16), gate_up = t.Random(t.act(), rows, 2 * width, 3, 16);
-        const Tensor d_gate_up = in_place ? gate_up : t.Output(t.act(), rows, 2 * width, 16);
-        return PreparedCase{[=](Ops& ops) { ops.GluBackward(d_out, gate_up, activation, d_gate_up); },
-                            [=](CaseTensors& c) {
-                              Matrix<double> exact(rows, 2 * width);
-                              reference::GluBackward(c.MatrixBefore(d_out), c.MatrixBefore(gate_up), activation, exact);
-                              c.Expect("d_gate_up", d_gate_up, exact.values, kGradient);
-                            },
-                            0, static_cast<double>(5 * rows * width * BlockBytes(d_out.dtype))};
-      }};
+OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place, bool with_out) {
+  return {StrCat("glu_backward/", ActivationName(activation), ",t=", rows, ",f=", width, in_place ? ",in_place" : "",
+                 with_out ? ",out" : ""),
+          [=](CaseTensors& t) {
+            const Tensor d_out = t.Random(t.act(), rows, width, 1, 16);
+            const Tensor gate_up = t.Random(t.act(), rows, 2 * width, 3, 16);
+            const Tensor d_gate_up = in_place ? gate_up : t.Output(t.act(), rows, 2 * width, 16);
+            const Tensor out = with_out ? t.Output(t.act(), rows, width, 32) : Tensor{};
+            return PreparedCase{[=](Ops& ops) { ops.GluBackward(d_out, gate_up, activation, d_gate_up, out); },
+                                [=](CaseTensors& c) {
+                                  Matrix<double> exact(rows, 2 * width), forward(rows, width);
+                                  reference::GluBackward(c.MatrixBefore(d_out), c.MatrixBefore(gate_up), activation,
+                                                         exact);
+                                  c.Expect("d_gate_up", d_gate_up, exact.values, kGradient);
+                                  if (!with_out) return;
+                                  reference::Glu(c.MatrixBefore(gate_up), activation, forward);
+                                  c.Expect("out", out, forward.values);
+                                },
+                                0, static_cast<double>((with_out ? 6 : 5) * rows * width * BlockBytes(d_out.dtype))};
+          }};
 }
 
 void AddBlockCases(std::vector<OpCase>& cases) {
@@ -158,6 +164,9 @@ void AddBlockCases(std::vector<OpCase>& cases) {
       cases.push_back(GluCase(rows, width, activation));
       cases.push_back(GluBackwardCase(rows, width, activation, false));
       cases.push_back(GluBackwardCase(rows, width, activation, true));
+      if (width == 1) continue;  // one value says little of an error's mean
+      cases.push_back(GluBackwardCase(rows, width, activation, false, true));
+      cases.push_back(GluBackwardCase(rows, width, activation, true, true));
     }
   }
 }

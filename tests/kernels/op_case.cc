@@ -39,6 +39,8 @@ void StoreElement(DType dtype, double value, uint8_t* p) {
     std::memcpy(&bits, &v, 4);
     const auto top = static_cast<uint16_t>(bits >> 16 | (std::isnan(v) ? 0x40 : 0));
     std::memcpy(p, &top, 2);
+  } else if (dtype == DType::kU8) {
+    *p = std::isnan(value) ? 0xff : static_cast<uint8_t>(value);
   } else {
     HONE_CHECK(dtype == DType::kF16, DTypeName(dtype));
     const uint16_t half = FloatToHalf(static_cast<float>(value));
@@ -52,6 +54,7 @@ double LoadElement(DType dtype, const uint8_t* p) {
     std::memcpy(&v, p, 4);
     return v;
   }
+  if (dtype == DType::kU8) return *p;
   if (dtype == DType::kF32) {
     float v;
     std::memcpy(&v, p, 4);
@@ -311,6 +314,18 @@ void CaseTensors::ExpectExactly(const std::string& what, Tensor tensor, const Va
   figures_ += what + ": exact; ";
 }
 
+void CaseTensors::ExpectEach(const std::string& what, Tensor tensor,
+                             const std::function<bool(size_t, double)>& holds) {
+  Slot& slot = Find(tensor);
+  slot.expected = true;
+  const Values got = slot.Read(slot.after);
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (holds(i, got[i])) continue;
+    failures_.push_back(StrCat(what, "[", i, "] is ", got[i]));
+    return;
+  }
+}
+
 void CaseTensors::UploadAll() {
   for (const auto& slot : slots_) backend_.ops().Upload(slot->before.data(), slot->Whole());
 }
@@ -372,6 +387,7 @@ std::vector<OpCase> AllOpCases() {
   AddBlockCases(cases);
   AddAttentionCases(cases);
   AddHeadCases(cases);
+  AddQuantisedCases(cases);
   return cases;
 }
 

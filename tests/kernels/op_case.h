@@ -70,6 +70,8 @@ class CaseTensors {
   // `rounded`: the reference evaluated with bf16 rounding inside too; used for bf16 outputs only.
   void Expect(const std::string& what, Tensor tensor, const Values& exact, const Values& rounded, Bound bound);
   void ExpectExactly(const std::string& what, Tensor tensor, const Values& exact);
+  // Element i (dense order) of the tensor after the launch.
+  void ExpectEach(const std::string& what, Tensor tensor, const std::function<bool(size_t i, double got)>& holds);
 
   // --- For the runner
   void UploadAll();                                  // (again) what every tensor holds before a launch

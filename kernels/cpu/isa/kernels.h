@@ -1,7 +1,7 @@
 // The inner loops of the CPU back end: one table of functions per instruction set, all from the same sources
 // (kernels/cpu/isa/*.cc compiled once per set, HONE_ISA naming the copy). Every function works on a range of rows or
 // elements, so that CpuOps can divide it among threads, and a row's result never depends on the range it came in.
-// Sources of this folder may include only this header and vec.h: a standard template compiled for AVX-512
+// Sources of this folder may include only this header, vec.h and nf4_codes.h: a standard template compiled for AVX-512
 // here could otherwise be the copy that the linker keeps for everybody.
 #pragma once
 
