@@ -22,9 +22,14 @@ struct PackedBatch {
   std::vector<int32_t> positions;
   std::vector<Segment> segments;
   // For each wanted log-probability: the packed row that predicts, and the token predicted. Rows ascend within a
-  // document; in a forward-only batch several may name one row (completions of a shared prompt).
+  // document; forward-only ones may name one row several times (completions of a shared prompt).
   std::vector<int32_t> logit_rows;
   std::vector<int32_t> targets;
+  // The last rows, and the last wanted log-probabilities, that are forward-only where the launch has a backward pass
+  // (KTO's mismatched completions behind their prompts). Their segments come last, and no other row looks at them. What
+  // is forward-only may name a row again.
+  int64_t tail_rows = 0;
+  int64_t tail_logits = 0;
 
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };

@@ -1,8 +1,9 @@
 // A group of frozen linears that share one input, with their adapters folded into the same matrix product.
 //
-// The decoded weights go to scratch as W' [N + R, K + R] (N outputs of the group stacked, K inputs, R spare columns for
-// a summed rank):   W' = [ W  Bd ]   Bd: block diagonal of the B matrices
-//               [ A  .. ]   A:  the stacked A matrices
+// The decoded weights are W' [N + R, K + R] (N outputs of the group stacked, K inputs, R spare columns for a summed
+// rank), in scratch for each use or kept:
+//               W' = [ W  Bd ]   Bd: block diagonal of the B matrices, zero elsewhere
+//                    [ A  .. ]   A:  the stacked A matrices, then zero rows
 // Activations have spare columns too: x' = [x | s x A^T], dy' = [dy | s dy Bd]. Then
 //   forward   y  = x' W'[0:N, :]^T          backward   dx = dy' W'[:, 0:K]
 //             dB = dy^T (s x A^T)                       dA = (s dy Bd)^T x
@@ -20,30 +21,40 @@ namespace hone {
 enum class AdapterMode : uint8_t {
   kOn,
   kOff
-};  // kOff: the same product with the adapter's columns zero (the reference)
+};  // kOff: the same product with the activation's spare columns zero (the reference)
 
 struct LinearGroup {
   std::span<const WeightView> weights;  // [N_i, K] each
+  Tensor decoded;                       // W' where it is kept; empty: decoded for each use
   const Lora* lora = nullptr;           // null: no adapter at all, R = 0
   const LoraGroup* adapters = nullptr;
   int64_t spare = 0;  // R
+  int first = 0;      // place of weights[0] among the group's members
 
   int64_t inputs() const { return weights[0].cols; }
   int64_t outputs() const;
+  // One weight with the spare columns and A rows of the whole group, to be decoded alone.
+  LinearGroup Member(int i) const;
 };
 
 // The spare columns R that an activation beside this group needs.
 int64_t SpareColumns(const Ops& ops, const Lora* lora, int64_t layer, GroupKind kind);
 
-// y[T, N] <- x W^T (+ adapter) + beta y.  x_aug [T, K + R]: the first K columns are read, the spare ones written.
-void LinearForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor x_aug, Tensor y, float beta,
-                   Arena& scratch);
+// W', decoded into scratch unless it is kept or lies ready as stored.
+Tensor DecodedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Arena& scratch);
+// Puts the adapter's present values into a W' that is kept; nothing otherwise.
+void RefreshKeptWeight(Ops& ops, const LinearGroup& group);
 
-// What LinearForward writes beside x, without the product itself: [s x A^T | 0].
-void AdapterColumnsForward(Ops& ops, const LinearGroup& group, Tensor x_aug, Arena& scratch);
+// Writes the spare columns of x' [T, K + R].
+void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor w, Tensor x_aug);
+// y[T, N] <- x' W'^T (+ addend, which may be y itself; empty: none), x's spare columns already written.
+void LinearProduct(Ops& ops, const LinearGroup& group, Tensor w, Tensor x_aug, Tensor addend, Tensor y);
 
-// dy_aug [T, N + R]: the first N columns are read, the spare ones written. x_aug as the forward left it. dx [T, K] is
-// overwritten (empty: not wanted). Adds to the adapter's gradients.
-void LinearBackward(Ops& ops, const LinearGroup& group, Tensor dy_aug, Tensor x_aug, Tensor dx, Arena& scratch);
+// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare. dy [T, N].
+void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor spare, float beta = 0);
+// dx [T, K] <- dy' W'.
+void InputGradient(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy_aug, Tensor dx);
+// Adds dA and dB. Both dy' and x' with their spare columns written.
+void AdapterGradients(Ops& ops, const LinearGroup& group, Tensor dy_aug, Tensor x_aug);
 
 }  // namespace hone

@@ -1,0 +1,28 @@
+// How a decoder spends memory and time: a plan's choices. None of them changes what is computed; recomputation, offload
+// and decoded weights do not change a bit.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hone {
+
+// What the forward pass keeps of a layer for the backward one; the rest is computed again, bit for bit. In order of
+// falling memory: all; all but what norms and the gated unit put out; nor gate and up; the layer's input and attention's
+// output; the input alone.
+enum class Recompute : uint8_t { kNone, kActivation, kMlp, kBlock, kFull };
+
+struct DecoderOptions {
+  std::vector<Recompute> recompute;  // by layer; empty: kNone everywhere
+  // What kBlock and kFull keep waits in Arenas::pinned between forward and backward.
+  bool offload_inputs = false;
+  int64_t head_chunk_rows = 256;  // rows of logits that exist at one time
+  // Rows that gate, up and down compute at a time where gate and up are not kept; 0: all.
+  int64_t mlp_chunk_rows = 0;
+  int64_t row_multiple = 1;  // launches are padded with null rows to a multiple (few shapes of products)
+  // Weights are decoded for each use, gate and up one after the other: least scratch. Otherwise a layer's backward pass
+  // decodes each once, and so does a pass over chunks of rows.
+  bool decode_apart = false;
+};
+
+}  // namespace hone
