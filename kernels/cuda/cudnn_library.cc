@@ -214,7 +214,24 @@ CudnnGraph::Node CudnnGraph::Reshape(Node x, Node y) {
   return y;
 }
 
-bool CudnnGraph::TryConfig(Node config, CudnnPlan& plan) {
+void CudnnGraph::ReadNotes(Node config, CudnnPlan& plan) const {
+  void* engine = nullptr;
+  int64_t count = 0;
+  int notes[16] = {};
+  plan.engine_ = -1, plan.compiles_at_run_time_ = false;
+  if (library_.create_descriptor_(cudnn::kEngine, &engine) != 0) return;
+  if (library_.get_attribute_(config, cudnn::kConfigEngine, cudnn::kTypeDescriptor, 1, &count, &engine) == 0) {
+    library_.get_attribute_(engine, cudnn::kEngineIndex, cudnn::kTypeInt64, 1, &count, &plan.engine_);
+    count = 0;
+    library_.get_attribute_(engine, cudnn::kEngineBehaviorNote, cudnn::kTypeBehaviorNote, 16, &count, notes);
+    for (int64_t i = 0; i < count && i < 16; ++i) {
+      plan.compiles_at_run_time_ |= notes[i] == cudnn::kNoteRuntimeCompilation;
+    }
+  }
+  library_.destroy_descriptor_(engine);
+}
+
+bool CudnnGraph::TryConfig(Node config, CudnnPlan& plan) const {
   void* node = nullptr;
   if (library_.create_descriptor_(cudnn::kExecutionPlan, &node) != 0) return false;
   void* handle = library_.handle_;
@@ -228,16 +245,6 @@ bool CudnnGraph::TryConfig(Node config, CudnnPlan& plan) {
   }
   plan.plan_ = node;
   plan.workspace_bytes_ = static_cast<uint64_t>(bytes);
-  void* engine = nullptr;
-  if (library_.create_descriptor_(cudnn::kEngine, &engine) != 0) return true;
-  int notes[16] = {};
-  if (library_.get_attribute_(config, cudnn::kConfigEngine, cudnn::kTypeDescriptor, 1, &count, &engine) == 0) {
-    library_.get_attribute_(engine, cudnn::kEngineIndex, cudnn::kTypeInt64, 1, &count, &plan.engine_);
-    count = 0;
-    library_.get_attribute_(engine, cudnn::kEngineBehaviorNote, cudnn::kTypeBehaviorNote, 16, &count, notes);
-    for (int64_t i = 0; i < count && i < 16; ++i) plan.compiles_at_run_time_ |= notes[i] == cudnn::kNoteRuntimeCompilation;
-  }
-  library_.destroy_descriptor_(engine);
   return true;
 }
 
@@ -261,7 +268,10 @@ absl::StatusOr<std::unique_ptr<CudnnPlan>> CudnnGraph::Build() {
   if (status != 0) return FailedPrecondition(library_.Error("no engine takes the graph", status));
   std::unique_ptr<CudnnPlan> plan(new CudnnPlan(library_));
   for (int64_t i = 0; i < found && i < kMaxConfigs; ++i) {
-    if (!TryConfig(configs[static_cast<size_t>(i)], *plan)) continue;
+    Node config = configs[static_cast<size_t>(i)];
+    ReadNotes(config, *plan);
+    if (!TryConfig(config, *plan)) continue;
+    plan->configs_ = found;
     plan->descriptors_ = std::move(descriptors_);
     descriptors_.clear();
     plan->descriptors_.push_back(plan->plan_);

@@ -160,6 +160,7 @@ class CudnnPlan {
   uint64_t workspace_bytes() const { return workspace_bytes_; }
   bool compiles_at_run_time() const { return compiles_at_run_time_; }  // by the engine's own notes
   int64_t engine() const { return engine_; }
+  int64_t configs() const { return configs_; }  // how many configurations cuDNN offered
   // Pointers by unique id: device memory, or a host value where the tensor was declared one.
   struct Binding {
     int64_t id;
@@ -175,7 +176,7 @@ class CudnnPlan {
   std::vector<void*> descriptors_;  // all that the plan refers to
   void* plan_ = nullptr;
   uint64_t workspace_bytes_ = 0;
-  int64_t engine_ = -1;
+  int64_t engine_ = -1, configs_ = 0;
   bool compiles_at_run_time_ = false;
 };
 
@@ -215,7 +216,8 @@ class CudnnGraph {
   void SetInt(Node node, cudnn::Attribute attribute, cudnn::AttributeType type, int value);
   void Finalize(Node node, const char* what);
   Node Tensor(int64_t id, cudnn::DataType type, const Shape& shape, bool is_virtual, bool by_value, Node ragged);
-  bool TryConfig(Node config, CudnnPlan& plan);
+  void ReadNotes(Node config, CudnnPlan& plan) const;
+  bool TryConfig(Node config, CudnnPlan& plan) const;
 
   const CudnnLibrary& library_;
   std::vector<void*> descriptors_;

@@ -1,4 +1,8 @@
 // Matrix products and the small row operations beside them.
+#include <cmath>
+#include "kernels/reference/decode.h"
+
+#include "kernels/reference/decode.h"
 #include "kernels/reference/matmul.h"
 #include "proto/base/status.h"
 #include "tests/kernels/cases.h"
@@ -26,6 +30,131 @@ OpCase MatmulCase(const MatmulShape& s) {
                                 0};
           }};
 }
+
+OpCase WeightMatmulCase(const WeightMatmulShape& s) {
+  const std::string name =
+      StrCat("weight_matmul/", DTypeName(s.stored), s.nested ? "" : "_plain", ",m=", s.m, ",n=", s.n, ",k=", s.k,
+             ",beta=", s.beta, s.fp32_out ? ",to_f32" : "", ",gap=", s.gap);
+  return {name, [=](CaseTensors& t) {
+            const Tensor x = t.Random(t.act(), s.m, s.k, 1, s.gap);
+            const CaseTensors::Weight w = t.RandomWeight(s.stored, s.n, s.k, s.nested);
+            const DType out = s.fp32_out ? DType::kF32 : t.act();
+            const Tensor y = s.beta == 0 ? t.Output(out, s.m, s.n, 8) : t.Random(out, s.m, s.n, 1, 8);
+            const bool half = t.act() == DType::kBF16;
+            return PreparedCase{
+                [=](Ops& ops) { ops.WeightMatmul(x, w.device, y, s.beta); },
+                [=](CaseTensors& tensors) {
+                  auto exact = tensors.MatrixBefore(y);
+                  reference::Matrix<double> weight(s.n, s.k);
+                  for (size_t i = 0; i < weight.values.size(); ++i) {
+                    weight.values[i] = reference::DecodeElement(w.host, static_cast<int64_t>(i));
+                  }
+                  auto rounded = exact;
+                  const auto before = tensors.MatrixBefore(x);
+                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, exact, 1.0f, s.beta);
+                  if (half) {
+                    for (double& v : weight.values) v = reference::RoundToBf16(static_cast<float>(v));
+                  }
+                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, rounded, 1.0f, s.beta);
+                  if (out == DType::kBF16) {
+                    for (double& v : rounded.values) v = reference::RoundToBf16(static_cast<float>(v));
+                  }
+                  // A bf16 weight's rounding shows in an fp32 result too: (2^-9)^2 / 3, twice the norm of it allowed.
+                  const Bound bound = half && s.fp32_out ? Bound{5.1e-6, 2} : kUsual;
+                  tensors.Expect("y", y, exact.values, rounded.values, bound);
+                },
+                2.0 * static_cast<double>(s.m * s.n * s.k), 0};
+          }};
+}
+
+namespace {
+
+// c <- alpha op(a) op(b) + addend, which lies elsewhere with a pitch of its own.
+OpCase MatmulAddCase(const MatmulShape& s) {
+  const std::string name = StrCat("matmul_add/", s.ta == Transpose::kYes ? "t" : "n",
+                                  s.tb == Transpose::kYes ? "t" : "n", ",m=", s.m, ",n=", s.n, ",k=", s.k);
+  return {name, [=](CaseTensors& t) {
+            const Tensor a =
+                s.ta == Transpose::kYes ? t.Random(t.act(), s.k, s.m, 1, 16) : t.Random(t.act(), s.m, s.k, 1, 16);
+            const Tensor b =
+                s.tb == Transpose::kYes ? t.Random(t.act(), s.n, s.k, 0.1, 8) : t.Random(t.act(), s.k, s.n, 0.1, 8);
+            const Tensor addend = t.Random(t.act(), s.m, s.n, 1, 24), c = t.Output(t.act(), s.m, s.n, 8);
+            return PreparedCase{
+                [=](Ops& ops) { ops.MatmulAdd(a, s.ta, b, s.tb, addend, c, s.alpha); },
+                [=](CaseTensors& tensors) {
+                  auto exact = tensors.MatrixBefore(addend);
+                  reference::Matmul(tensors.MatrixBefore(a), s.ta, tensors.MatrixBefore(b), s.tb, exact, s.alpha, 1.0);
+                  tensors.Expect("c", c, exact.values);
+                },
+                2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k), 0};
+          }};
+}
+
+struct AugmentedPart {
+  DType stored;
+  int64_t rows, rank, column;  // rank 0: no adapter
+};
+
+// W' of a linear group: parts above one another, B in its columns, zeros, A's rows; the corner below B is left alone.
+OpCase AugmentCase(const std::string& name, const std::vector<AugmentedPart>& parts, int64_t k, int64_t a_rows,
+                   int64_t spare, bool nested = true) {
+  return {"augment/" + name, [=](CaseTensors& t) {
+            std::vector<AugmentPart> views;
+            std::vector<WeightView> host;
+            int64_t n = 0;
+            for (const AugmentedPart& part : parts) {
+              const auto weight = t.RandomWeight(part.stored, part.rows, k, nested);
+              const Tensor b = part.rank == 0 ? Tensor{} : t.Random(DType::kF32, part.rows, part.rank);
+              views.push_back({weight.device, b, part.column});
+              host.push_back(weight.host);
+              n += part.rows;
+            }
+            const Tensor a = a_rows == 0 ? Tensor{} : t.Random(DType::kF32, a_rows, k);
+            const Tensor out = t.Output(t.act(), n + spare, k + spare, 8);
+            const auto check = [=](CaseTensors& c) {
+              const int64_t width = k + spare;
+              Values exact(static_cast<size_t>((n + spare) * width), 0);
+              int64_t row = 0;
+              for (size_t i = 0; i < host.size(); ++i) {
+                const Values b = views[i].b.empty() ? Values() : c.Before(views[i].b);
+                for (int64_t r = 0; r < host[i].rows; ++r, ++row) {
+                  for (int64_t j = 0; j < k; ++j) {
+                    exact[row * width + j] = reference::DecodeElement(host[i], r * k + j);
+                  }
+                  for (int64_t j = 0; j < views[i].b.cols; ++j) {
+                    exact[row * width + k + views[i].column + j] = b[r * views[i].b.cols + j];
+                  }
+                }
+              }
+              const Values below = a.empty() ? Values() : c.Before(a);
+              for (int64_t r = 0; r < spare; ++r, ++row) {
+                for (int64_t j = 0; j < k && r < a_rows; ++j) exact[row * width + j] = below[r * k + j];
+                for (int64_t j = k; j < width; ++j) exact[row * width + j] = NAN;
+              }
+              c.ExpectExactly("out", out, exact);
+            };
+            return PreparedCase{[=](Ops& ops) { ops.AugmentWeight(views, a, out); }, check, 0, 0};
+          }};
+}
+
+void AddAugmentCases(std::vector<OpCase>& cases) {
+  for (DType stored : {DType::kNf4, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kBF16, DType::kF16, DType::kF32}) {
+    cases.push_back(AugmentCase(StrCat(DTypeName(stored), ",one"), {{stored, 40, 16, 0}}, 192, 16, 64));
+    cases.push_back(AugmentCase(StrCat(DTypeName(stored), ",three"),
+                                {{stored, 64, 8, 0}, {stored, 24, 0, 0}, {stored, 24, 16, 8}}, 64, 24, 64));
+    cases.push_back(
+        AugmentCase(StrCat(DTypeName(stored), ",wide"), {{stored, 300, 16, 0}, {stored, 300, 16, 16}}, 576, 32, 64));
+  }
+  cases.push_back(
+      AugmentCase("nf4,plain_scales", {{DType::kNf4, 64, 4, 0}, {DType::kNf4, 32, 4, 4}}, 128, 8, 64, false));
+  cases.push_back(
+      AugmentCase("mixed", {{DType::kQ4_0, 33, 8, 0}, {DType::kQ8_0, 17, 8, 8}, {DType::kF16, 5, 0, 0}}, 96, 16, 64));
+  cases.push_back(AugmentCase("no_adapter", {{DType::kQ4_1, 33, 0, 0}, {DType::kQ4_1, 9, 0, 0}}, 96, 0, 0));
+  cases.push_back(AugmentCase("off", {{DType::kNf4, 33, 0, 0}}, 128, 0, 64));
+  cases.push_back(AugmentCase("narrow", {{DType::kBF16, 7, 3, 0}, {DType::kBF16, 6, 3, 3}}, 33, 6, 16));
+}
+
+}  // namespace
 
 OpCase AddCase(int64_t rows, int64_t cols) {
   return {StrCat("add/", rows, "x", cols), [=](CaseTensors& t) {
@@ -98,8 +227,36 @@ void AddLinearCases(std::vector<OpCase>& cases) {
     cases.push_back(MatmulCase({200, rank, 101, yes, no, 1, 1}));
     cases.push_back(MatmulCase({rank, 208, 101, yes, no, 1, 1}));
   }
+  for (int64_t sum_r : {96, 128, 192}) {
+    cases.push_back(MatmulCase({101, sum_r, 1096, no, yes, 2}));
+    cases.push_back(MatmulCase({101, sum_r, 2056, no, no, 2}));
+    cases.push_back(MatmulCase({sum_r, 264, 600, yes, no, 1, 1, true}));
+  }
+  cases.push_back(MatmulCase({70, 64, 8256, no, yes, 2}));  // eight pieces of k
+  cases.push_back(MatmulCase({200, 64, 4160, no, no, 0.5f, 1}));
+  cases.push_back(MatmulCase({16, 520, 1025, yes, no, 1, 1, true}));
+  cases.push_back(MatmulCase({520, 16, 1025, yes, no, 1, 1, true}));
+  cases.push_back(MatmulCase({32, 1000, 515, yes, no, 2, 0, true}));
+  for (const MatmulShape& s :
+       {MatmulShape{33, 256, 192, no, yes, 1}, MatmulShape{64, 520, 328, no, no, 0.5f},
+        MatmulShape{9, 16, 64, no, yes, 2}, MatmulShape{5, 7, 3, no, no, 1}, MatmulShape{17, 24, 0, no, yes, 1}}) {
+    cases.push_back(MatmulAddCase(s));
+  }
+  AddAugmentCases(cases);
   cases.push_back(MatmulCase({97, 768, 200, no, no}));
   cases.push_back(MatmulCase({16, 592, 640, yes, no}));
+  for (DType stored : {DType::kF32, DType::kF16, DType::kBF16, DType::kNf4, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 1, .n = 67, .k = 512}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 8, .n = 32, .k = 576, .beta = 1}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 13, .n = 48, .k = 256, .fp32_out = true}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 31, .n = 37, .k = 1024, .beta = 0.5f}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 64, .n = 96, .k = 768}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 3, .n = 19, .k = 96, .gap = 5}));  // rows off 16 bytes
+  }
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 5, .n = 33, .k = 512, .nested = false}));
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 2, .n = 17, .k = 94}));  // blocks that cross rows
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 4, .n = 6, .k = 33}));   // rows from the low nibble
+  cases.push_back(WeightMatmulCase({.stored = DType::kBF16, .m = 4, .n = 7, .k = 77}));
   for (auto [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 576}}) {
     cases.push_back(AddCase(rows, cols));
     cases.push_back(AddBiasCase(rows, cols, false));

@@ -1,0 +1,96 @@
+// bf16 causal attention of packed documents through cuDNN's deterministic ragged graph, where the library is there and
+// the card is one it was measured on (compute capability 9.0). A document's results depend on nothing but the document:
+// not on what it is packed with, nor on how documents are cut into calls. Not here: prefixes, windows, softcap, a cache,
+// other cards (kernels/cuda/attention*.cu).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/cudnn_library.h"
+#include "kernels/ops.h"
+
+namespace hone::cuda {
+
+// Documents of one length class, and the heads, that one run of a plan takes.
+struct CudnnCall {
+  int64_t length = 0;                    // of the class
+  int64_t shortest = 0, longest = 0;     // documents of shortest .. longest tokens,
+  int64_t skip = 0, documents = 0;       // but the first `skip` of them,
+  int64_t batch = 0;                     // padded with empty ones to so many
+  int64_t kv_heads = 0;                  // in steps of so many
+  uint64_t offsets_at = 0;               // where its offsets begin in the workspace
+};
+// How the documents are cut; empty where one does not fit.
+std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
+                                  uint64_t cudnn_bytes);
+
+class CudnnAttention {
+ public:
+  // Experiments of the test; the defaults are what is used.
+  struct Variant {
+    bool shared_offsets = false;  // full-head dk, dv use dk's offsets times the group
+    bool float_full = false;      // full-head dk, dv in fp32
+  };
+
+  // Loads cuDNN for the current device. An error says why attention does not go through it. `cudnn_bytes`: what one
+  // call's plan may take (cudnn_budget.h).
+  static absl::StatusOr<std::unique_ptr<CudnnAttention>> Open(uint64_t cudnn_bytes);
+
+  // Whether the documents are bf16, causal, whole, packed from row 0 on in order, and none too long.
+  bool Supports(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape) const;
+  uint64_t WorkspaceBytes(const Segments& segments, const AttentionShape& shape, int64_t tokens) const;
+
+  // As Ops::Attention and AttentionBackward. The first call with a new set of pitches, class and batch builds its plan
+  // (host milliseconds). An error is cuDNN's.
+  absl::Status Forward(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
+                       Tensor lse, void* workspace, uint64_t workspace_bytes, cudaStream_t stream);
+  absl::Status Backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
+                        const AttentionShape& shape, Tensor dq, Tensor dk, Tensor dv, void* workspace,
+                        uint64_t workspace_bytes, cudaStream_t stream);
+
+  int64_t version() const { return library_->version(); }
+  void set_variant(Variant v) { variant_ = v; }
+
+  // A plan's identity: direction, batch, class, kv heads, group, head_dim and eight pitches.
+  struct PlanKey {
+    bool backward = false;
+    int64_t batch = 0, length = 0, kv_heads = 0, group = 0, head_dim = 0;
+    std::array<int64_t, 8> pitches{};
+    Variant variant;
+    auto operator<=>(const PlanKey& other) const {
+      return Tuple() <=> other.Tuple();
+    }
+    bool operator==(const PlanKey& other) const { return Tuple() == other.Tuple(); }
+
+   private:
+    std::array<int64_t, 16> Tuple() const {
+      std::array<int64_t, 16> t = {backward, batch, length, kv_heads, group, head_dim, variant.shared_offsets,
+                                   variant.float_full};
+      for (size_t i = 0; i < pitches.size(); ++i) t[8 + i] = pitches[i];
+      return t;
+    }
+  };
+  absl::StatusOr<const CudnnPlan*> PlanFor(const PlanKey& key);
+
+ private:
+  CudnnAttention(std::unique_ptr<CudnnLibrary> library, uint64_t cudnn_bytes)
+      : library_(std::move(library)), cudnn_bytes_(cudnn_bytes) {}
+
+  std::unique_ptr<CudnnLibrary> library_;
+  uint64_t cudnn_bytes_;
+  Variant variant_;
+  std::map<PlanKey, std::unique_ptr<CudnnPlan>> plans_;
+};
+
+// cudnn_offsets.cu: writes each call's offsets (elements, by pitch: q, kv, out, d_out, lse, dq, dkv, full) and lengths.
+void CudnnOffsets(Tensor segments, std::span<const CudnnCall> calls, const std::array<int64_t, 8>& pitches,
+                  void* workspace, cudaStream_t stream);
+
+}  // namespace hone::cuda
