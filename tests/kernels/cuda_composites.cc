@@ -314,6 +314,45 @@ void RowsIndependentOfM(Rig& rig, int64_t n, int64_t k, Transpose tb, std::vecto
        differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
 }
 
+// A token's product with a stored weight does not depend on how many tokens are generated beside it.
+void WeightRowsIndependentOfM(Rig& rig, DType stored, int64_t n, int64_t k, std::vector<CompositeResult>& results) {
+  Ops& ops = rig.ops;
+  const Tensor x = rig.Put(rig.Random(kWeightMatmulRows, k), rig.act);
+  WeightView w{.dtype = stored, .rows = n, .cols = k};
+  std::vector<uint8_t> bytes(*StorageBytes(stored, static_cast<uint64_t>(n * k)) / 4 * 4);
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(rig.rng() & 0x3f);  // any scale stays finite
+  const auto put = [&](const auto& values) {
+    const auto count = static_cast<int64_t>(values.size() * sizeof(values[0]) / 4);
+    return rig.PutRaw(values, DType::kI32, 1, count).data;
+  };
+  w.data = put(bytes);
+  if (stored == DType::kNf4) {
+    std::vector<uint8_t> codes(static_cast<size_t>((n * k / kNf4BlockSize + 3) / 4 * 4));
+    for (uint8_t& c : codes) c = static_cast<uint8_t>(rig.rng());
+    std::vector<float> code(256), nested(codes.size() / kNf4NestedBlockSize + 1);
+    for (float& f : code) f = std::ldexp(static_cast<float>(rig.rng() % 1024), -10);
+    for (float& f : nested) f = std::ldexp(static_cast<float>(rig.rng() % 1024), -10);
+    w.absmax_codes = static_cast<const uint8_t*>(put(codes));
+    w.nested_code = static_cast<const float*>(put(code));
+    w.nested_absmax = static_cast<const float*>(put(nested));
+  }
+  const Tensor y = rig.New(DType::kF32, kWeightMatmulRows, n);
+  ops.WeightMatmul(x, w, y);
+  const Matrix all = rig.Get(y);
+  std::string differing;
+  for (const auto& [first, m] : {std::pair<int64_t, int64_t>{0, 1}, {5, 1}, {3, 8}, {7, 9}, {30, 16}, {1, 17}, {20, 33}}) {
+    ops.WeightMatmul(x.Rows(first, m), w, y.Rows(0, m));
+    const Matrix some = rig.Get(y.Rows(0, m));
+    for (int64_t i = 0; i < m * n; ++i) {
+      if (some.v[static_cast<size_t>(i)] == all.v[static_cast<size_t>(first * n + i)]) continue;
+      differing += StrCat(" m=", m);
+      break;
+    }
+  }
+  results.push_back({StrCat("rows of a stored weight's product independent of m: ", DTypeName(stored), " n ", n, ", k ", k),
+                     differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
+}
+
 // Out, lse, dq, dk and dv of a document are bit-equal alone, before and after another one, and on repetition.
 void PackingInvariance(Rig& rig, int64_t head_dim, std::vector<CompositeResult>& results) {
   Ops& ops = rig.ops;
@@ -388,6 +427,12 @@ std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& 
   rows(576, 576, kT);
   rows(16, 1088, kT);
   rows(16, 1088, kN);
+  for (const DType stored : {DType::kNf4, DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+    for (const int64_t k : {512, 576}) {
+      with_rig("rows of a stored weight's product",
+               [&](Rig& rig) { WeightRowsIndependentOfM(rig, stored, 200, k, results); });
+    }
+  }
   for (const int64_t head_dim : {64, 128}) {
     with_rig("attention independent of packing", [&](Rig& rig) { PackingInvariance(rig, head_dim, results); });
   }
