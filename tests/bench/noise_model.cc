@@ -5,9 +5,9 @@
 #include <random>
 #include <vector>
 
+#include "engine/io/gguf_quant.h"
 #include "engine/io/model_source.h"
 #include "engine/io/nf4.h"
-#include "kernels/half.h"
 #include "proto/base/status.h"
 
 namespace hone {

@@ -1,6 +1,6 @@
-// An Ops that forwards everything and, while it is switched on, notes every operation: its part of a step, its FLOPs and
-// bytes as DryOps counts them (so a roofline from here and a plan's price agree), and when it began and ended on a clock
-// of the back end. Switched off it only forwards. Not here: clocks of a card (cuda_step_bench.cc).
+// An Ops that forwards everything and, while it is switched on, notes every operation: its part of a step, its FLOPs
+// and bytes as DryOps counts them (so a roofline from here and a plan's price agree), and when it began and ended on a
+// clock of the back end. Switched off it only forwards. Not here: clocks of a card (cuda_step_bench.cc).
 #pragma once
 
 #include <chrono>
@@ -45,9 +45,9 @@ enum class OpPart : uint8_t {
 };
 inline constexpr int kOpParts = 10;
 inline const char* OpPartName(OpPart part) {
-  constexpr const char* kNames[kOpParts] = {"GEMM",         "adapter products", "attention forward", "attention backward",
-                                            "dequantisation", "element-wise",   "head",              "optimiser",
-                                            "transfers",    "weight products"};
+  constexpr const char* kNames[kOpParts] = {
+      "GEMM", "adapter products", "attention forward", "attention backward", "dequantisation", "element-wise",
+      "head", "optimiser",        "transfers",         "weight products"};
   return kNames[static_cast<int>(part)];
 }
 
