@@ -95,6 +95,7 @@ Subject Widened(const std::string& golden, const std::string& scratch, const Wid
   config["num_key_value_heads"] = 2;
   config["intermediate_size"] = 640;
   config["vocab_size"] = 1000;
+  config["num_hidden_layers"] = 4;
   config["max_position_embeddings"] = 4096;
   if (config.contains("sliding_window") && config["sliding_window"].is_number()) config["sliding_window"] = 90;
   const std::string folder = scratch + "/" + wide.name;
@@ -139,14 +140,14 @@ struct Session {
   std::unique_ptr<TrainSession> session;
 };
 
-Session Open(Backend& backend, const Subject& subject, const DecoderOptions& decoder, const BatchLimits& limits) {
-  SessionOptions options;
+// `options`: a plan's choices; the rest is filled in.
+Session Open(Backend& backend, const Subject& subject, SessionOptions options, const BatchLimits& limits) {
   options.quantization = subject.quantization;
   options.lora = subject.lora;
   options.optimizer.add_betas(0.9);
   options.optimizer.add_betas(0.999);
   options.optimizer.set_eps(1e-8);
-  options.decoder = decoder;
+  options.decoder.head_chunk_rows = 64;
   options.limits = {limits, limits};
   const auto dry = MakeDryOps(backend.ops().backend(), backend.ops().activation_dtype());
   ArenaSet measured = ArenaSet::Dry();
@@ -156,7 +157,7 @@ Session Open(Backend& backend, const Subject& subject, const DecoderOptions& dec
   rehearsal->ForwardBackward(batch, [](auto, auto) {});
   rehearsal->LogProbs(batch, AdapterMode::kOn, unused);
   Session s;
-  auto arenas = ArenaSet::Reserve(backend, measured.HighWater());
+  auto arenas = ArenaSet::Reserve(backend, measured.HighWater(), measured.PinnedHighWater());
   HONE_CHECK(arenas.ok(), arenas.status().message());
   s.arenas = *std::move(arenas);
   auto session = TrainSession::Create(*subject.files, options, backend.ops(), s.arenas);
@@ -173,7 +174,7 @@ struct Outcome {
 };
 
 // Mean negative log-likelihood, its gradients, and forward passes with the adapter on and off.
-Outcome RunOnce(Backend& backend, const Subject& subject, const DecoderOptions& decoder, bool packed) {
+Outcome RunOnce(Backend& backend, const Subject& subject, const SessionOptions& options, bool packed) {
   int64_t count = 0, longest = 0, total = 0;
   for (const auto& ids : subject.documents) {
     const auto length = static_cast<int64_t>(ids.size());
@@ -182,7 +183,7 @@ Outcome RunOnce(Backend& backend, const Subject& subject, const DecoderOptions& 
     longest = std::max(longest, length);
   }
   const int64_t tokens = packed ? total : longest;
-  Session s = Open(backend, subject, decoder, {tokens, tokens, 8});
+  Session s = Open(backend, subject, options, {tokens, tokens, 8});
   std::vector<PackedBatch> launches;
   if (packed) launches.push_back(Pack(subject.documents));
   if (!packed) {
@@ -271,52 +272,51 @@ Worst CompareGradients(const Subject& subject, const Outcome& actual, const Outc
 
 struct Variant {
   std::string name;
-  DecoderOptions options;
+  SessionOptions options;
 };
 
-// Every way to save memory that the decoder has: none may change a bit.
-std::vector<Variant> MemoryVariants(int64_t layers) {
+// Every way to save memory that a plan has: none may change a bit.
+std::vector<Variant> MemoryVariants(const DecoderConfig& config) {
   std::vector<Variant> variants;
-  const std::pair<Recompute, const char*> levels[] = {{Recompute::kActivation, "activation"},
-                                                      {Recompute::kMlp, "mlp"},
-                                                      {Recompute::kBlock, "block"},
-                                                      {Recompute::kFull, "full"}};
-  for (const auto& [level, name] : levels) {
-    Variant v{StrCat("recompute ", name), {}};
-    v.options.recompute.assign(layers, level);
+  auto add = [&](const std::string& name, Recompute level, const auto& change) {
+    Variant v{name, {}};
+    v.options.decoder.recompute.assign(config.num_layers, level);
+    change(v.options);
     variants.push_back(v);
-  }
-  Variant mixed{"recompute none, then full", {}};
-  mixed.options.recompute.assign(layers, Recompute::kNone);
-  mixed.options.recompute.back() = Recompute::kFull;
-  variants.push_back(mixed);
-  Variant chunked{"gate and up in chunks", {}};
-  chunked.options.recompute.assign(layers, Recompute::kFull);
-  chunked.options.mlp_chunk_rows = 16;
-  variants.push_back(chunked);
-  Variant padded{"rows padded to 64", {}};
-  padded.options.row_multiple = 64;
-  variants.push_back(padded);
+  };
+  auto nothing = [](SessionOptions&) {};
+  add("recompute activation", Recompute::kActivation, nothing);
+  add("recompute mlp", Recompute::kMlp, nothing);
+  add("recompute block", Recompute::kBlock, nothing);
+  add("recompute full", Recompute::kFull, nothing);
+  add("recompute none, then full", Recompute::kNone,
+      [](SessionOptions& o) { o.decoder.recompute.back() = Recompute::kFull; });
+  add("gate and up in chunks", Recompute::kFull, [](SessionOptions& o) { o.decoder.mlp_chunk_rows = 16; });
+  add("rows padded to 64", Recompute::kNone, [](SessionOptions& o) { o.decoder.row_multiple = 64; });
+  add("rows padded to 64, full, chunks of 64", Recompute::kFull,
+      [](SessionOptions& o) { o.decoder.row_multiple = 64, o.decoder.mlp_chunk_rows = 64; });
+  add("inputs offloaded", Recompute::kFull, [](SessionOptions& o) { o.decoder.offload_inputs = true; });
+  add("inputs and attention offloaded", Recompute::kBlock, [](SessionOptions& o) { o.decoder.offload_inputs = true; });
+  add("weights decoded apart", Recompute::kFull, [](SessionOptions& o) { o.decoder.decode_apart = true; });
+  add("first layer decoded", Recompute::kNone, [](SessionOptions& o) { o.decoded_layers = 1; });
+  add("all layers decoded", Recompute::kFull, [&](SessionOptions& o) { o.decoded_layers = config.num_layers; });
+  if (!config.tie_word_embeddings)
+    add("embedding on the host", Recompute::kNone, [](SessionOptions& o) { o.embedding_on_host = true; });
   return variants;
-}
-
-DecoderOptions Chunk(DecoderOptions options) {
-  options.head_chunk_rows = 64;
-  return options;
 }
 
 void CheckPromises(Report& report, const std::string& prefix, Backend& backend, const Subject& subject,
                    const Outcome& packed) {
-  const Outcome again = RunOnce(backend, subject, Chunk({}), true);
+  const Outcome again = RunOnce(backend, subject, {}, true);
   CheckSame(report, prefix + "two runs", again.gradients, packed.gradients);
-  const Outcome apart = RunOnce(backend, subject, Chunk({}), false);
+  const Outcome apart = RunOnce(backend, subject, {}, false);
   CheckSame(report, prefix + "log p packed and apart", apart.log_probs, packed.log_probs);
   CheckSame(report, prefix + "base log p packed and apart", apart.base_log_probs, packed.base_log_probs);
   const Distance d = Between(apart.gradients, packed.gradients);
   const double limit = backend.ops().activation_dtype() == DType::kF32 ? 1e-5 : 1e-2;
   report.Check(d.relative <= limit, prefix + "gradients packed and apart", Figure(d.relative));
-  for (const Variant& variant : MemoryVariants(subject.files->config().num_layers)) {
-    const Outcome other = RunOnce(backend, subject, Chunk(variant.options), true);
+  for (const Variant& variant : MemoryVariants(subject.files->config())) {
+    const Outcome other = RunOnce(backend, subject, variant.options, true);
     CheckSame(report, prefix + variant.name + ", log p", other.log_probs, packed.log_probs);
     CheckSame(report, prefix + variant.name + ", gradients", other.gradients, packed.gradients);
   }
@@ -331,7 +331,7 @@ void CheckSharedPrompt(Report& report, const std::string& prefix, Backend& backe
   int64_t longest = 0;
   for (const auto& completion : completions)
     longest = std::max(longest, static_cast<int64_t>(prompt.size() + 2 * completion.size()));
-  Session s = Open(backend, subject, Chunk({}), {longest, longest, 8});
+  Session s = Open(backend, subject, {}, {longest, longest, 8});
   auto wanted = [&](PackedBatch& batch, int32_t last_prompt_row, int32_t first, const std::vector<int32_t>& ids) {
     for (size_t t = 0; t < ids.size(); ++t) {
       batch.logit_rows.push_back(t == 0 ? last_prompt_row : first + static_cast<int32_t>(t) - 1);
@@ -362,10 +362,10 @@ void CheckSharedPrompt(Report& report, const std::string& prefix, Backend& backe
 }
 
 void CheckModel(Report& report, const Subject& subject, Backend& cpu, Backend& f32, Backend& bf16) {
-  const Outcome expected = RunOnce(cpu, subject, Chunk({}), true);
+  const Outcome expected = RunOnce(cpu, subject, {}, true);
   {
     const std::string prefix = StrCat(subject.name, "/fp32/");
-    const Outcome actual = RunOnce(f32, subject, Chunk({}), true);
+    const Outcome actual = RunOnce(f32, subject, {}, true);
     const double loss = std::abs(actual.loss - expected.loss) / expected.loss;
     report.Check(loss <= 1e-5, prefix + "loss against the CPU", Figure(loss));
     const Worst worst = CompareGradients(subject, actual, expected);
@@ -375,7 +375,7 @@ void CheckModel(Report& report, const Subject& subject, Backend& cpu, Backend& f
     CheckSharedPrompt(report, prefix, f32, subject);
   }
   const std::string prefix = StrCat(subject.name, "/bf16/");
-  const Outcome actual = RunOnce(bf16, subject, Chunk({}), true);
+  const Outcome actual = RunOnce(bf16, subject, {}, true);
   const double loss = std::abs(actual.loss - expected.loss) / expected.loss;
   report.Check(loss <= 5e-3, prefix + "loss against the CPU", Figure(loss));
   const Worst worst = CompareGradients(subject, actual, expected);
