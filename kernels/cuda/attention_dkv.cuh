@@ -1,0 +1,291 @@
+// The backward pass, second half: dk and dv (FlashAttention-2, arXiv 2307.08691, algorithm 2). A block owns kRows rows
+// of keys and values of one kv head. It visits every segment that sees one of them in ascending order, every query head
+// of the group, and their queries in ascending order, so that all sums stay in registers and have one order.
+//
+// Two warps share MT x 16 keys. The first computes the transposed scores (rows keys, columns queries), from them p, and
+// dv += p d_out. The second computes dp = v d_out and ds = p (dp - delta), and dk += ds q. A fragment of C is a
+// fragment of A, so what p needs to go from one to the other is a row of registers through shared memory; no tile is
+// transposed. The second warp runs half a step behind, so that one's exponentials meet the other's products.
+#pragma once
+
+#include "kernels/cuda/attention_launch.cuh"
+
+namespace hone::cuda::mma {
+
+template <int kD, int kMT, int kPairs, int kQueries, int kBlocksPerSm>
+struct KeyGradientTiles {
+  static constexpr int D = kD, MT = kMT, Pairs = kPairs, Queries = kQueries, BlocksPerSm = kBlocksPerSm;
+  static constexpr int kThreads = Pairs * 64, kWarpRows = MT * 16, kRows = Pairs * kWarpRows;
+  static constexpr int kOwnBytes = Tile<D>::Bytes(kRows), kTileBytes = Tile<D>::Bytes(Queries);
+  static constexpr int kQStages = 3, kOutStages = 2;  // q is needed one step longer than d_out
+  static constexpr int kExchangeBytes = kWarpRows * Queries * 2;
+  static constexpr int kStatsBytes = 2 * Queries * 4;  // lse, delta
+  static constexpr int kSharedBytes =
+      2 * kOwnBytes + (kQStages + kOutStages) * kTileBytes + Pairs * kExchangeBytes + kOutStages * kStatsBytes;
+};
+
+// A block's rows as keys of one segment: row r (lo <= r < hi) stands where query r + shift does.
+struct OwnKeys {
+  int shift, lo, hi;
+  // Whether none, or all, of the queries [query, query + queries) see the rows [row, row + rows).
+  __device__ bool None(int row, int rows, int query, int queries, int window) const {
+    return row + shift > query + queries - 1 || row + rows - 1 + shift <= query - window || row >= hi ||
+           row + rows <= lo;
+  }
+  __device__ bool All(int row, int rows, int query, int queries, int window) const {
+    return row + rows - 1 + shift <= query && row + shift > query + queries - 1 - window && row >= lo &&
+           row + rows <= hi;
+  }
+  __device__ bool Sees(int query, int r, int window) const {
+    return r + shift <= query && r + shift > query - window && r >= lo && r < hi;
+  }
+};
+
+// One thread's part of an A fragment of MT x 16 keys and 16 queries a step, through shared memory: [step][lane].
+template <int MT>
+__device__ inline void Send(uint32_t exchange, int step, int m, const uint32_t (&x)[4]) {
+  const uint32_t address = exchange + ((step * MT + m) * 32 + threadIdx.x % 32) * 16;
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+template <int MT>
+__device__ inline void Receive(uint32_t exchange, int step, int m, uint32_t (&x)[4]) {
+  const uint32_t address = exchange + ((step * MT + m) * 32 + threadIdx.x % 32) * 16;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ inline float2 SharedPair(uint32_t address) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+// All threads, from either loop.
+template <int THREADS>
+__device__ inline void AllBarrier() {
+  asm volatile("bar.sync 0, %0;\n" ::"n"(THREADS) : "memory");
+}
+// Barrier `id` of the pair: the first warp only announces, the second waits.
+__device__ inline void Announce(int id) { asm volatile("bar.arrive %0, 64;\n" ::"r"(id) : "memory"); }
+__device__ inline void Await(int id) { asm volatile("bar.sync %0, 64;\n" ::"r"(id) : "memory"); }
+
+template <typename C>
+class KeyGradientBlock {
+ public:
+  static constexpr int D = C::D, MT = C::MT, kN = C::Queries / 8;
+  using Fragments = uint32_t[MT][kN / 2][4];  // A: MT x 16 keys, columns queries
+  __device__ KeyGradientBlock(const BackwardArgs& args, uint32_t shared, int kv_head)
+      : args_(args), problem_(args.problem), kv_head_(kv_head), k_tile_(shared) {}
+
+  // Everything after the search: rows row0 .. row0 + count, the owner's keys from `begin`.
+  template <bool kFirst>
+  __device__ void Run(int row0, int owner_index, int begin, int count) {
+    LoadOwn(row0, count);
+    float acc[MT][D / 8][4] = {};
+    const int first = problem_.shares_prefix ? 0 : owner_index;
+    const int last = problem_.shares_prefix ? problem_.count - 1 : owner_index;
+    for (int i = first; i <= last; ++i) {
+      const Segment& s = problem_.segments[i];
+      const int offset = s.prefix_len + s.kv_len - s.q_len;
+      const OwnKeys own = i == owner_index ? OwnKeys{s.prefix_len + begin - offset, 0, count}
+                                           : OwnKeys{row0 - s.prefix0 - offset, max(s.prefix0 - row0, 0),
+                                                     min(s.prefix0 + s.prefix_len - row0, count)};
+      if (own.lo < own.hi) Visit<kFirst>(s.q0, s.q_len, own, acc);
+    }
+    CommitCopies();  // nobody may have seen a row
+    WaitCopies<0>();
+    AllBarrier<C::kThreads>();
+    Store<kFirst>(row0, count, acc);
+  }
+
+ private:
+  __device__ void LoadOwn(int row0, int count) {
+    const int kv_col = kv_head_ * problem_.head_dim;
+    const auto row_of = [&](int r) { return row0 + r; };
+    LoadTile<D, C::kRows, C::kThreads>(k_tile_, args_.k, kv_col, problem_.head_dim, count, row_of);
+    LoadTile<D, C::kRows, C::kThreads>(v_tile(), args_.v, kv_col, problem_.head_dim, count, row_of);
+  }
+
+  // Adds what one segment gives, to dv in the first warp of a pair, to dk in the second. (Two loops, not one with a
+  // choice inside: the second's gradients would occupy the first's registers.)
+  template <bool kFirst>
+  __device__ void Visit(int q0, int q_len, const OwnKeys& own, float (&acc)[MT][D / 8][4]) {
+    const int begin = max(own.lo + own.shift, 0) / C::Queries * C::Queries;
+    const int end = min(q_len, own.hi - 1 + own.shift + problem_.window);
+    if (begin >= end) return;
+    const int steps = (end - begin + C::Queries - 1) / C::Queries * problem_.group;
+    const LaneAddress<D> own_rows = RowsAddress<D>(kFirst ? k_tile_ : v_tile(), own_row());
+    int next = begin, head = kv_head_ * problem_.group;  // what is loaded next
+    AllBarrier<C::kThreads>();                           // the segment before this one is done with the tiles
+    Load(q0, q_len, next, head, 0);
+    Fragments ds;
+    int pending = -1, query = begin;  // the query that ds begins with
+    for (int step = 0; step < steps; ++step) {
+      WaitCopies<0>();
+      AllBarrier<C::kThreads>();
+      if (step + 1 < steps) {
+        next += C::Queries;
+        if (next >= end) next = begin, ++head;
+        Load(q0, q_len, next, head, step + 1);
+      }
+      const bool none = own.None(own_row(), C::kWarpRows, query, C::Queries, problem_.window);
+      const bool masked = !own.All(own_row(), C::kWarpRows, query, C::Queries, problem_.window);
+      if constexpr (kFirst) {
+        if (!none && masked) ValueStep<true>(own_rows, step, query, own, acc);
+        if (!none && !masked) ValueStep<false>(own_rows, step, query, own, acc);
+      } else {
+        if (pending >= 0) KeyStep(acc, ds, step - 1, own, pending);
+        pending = none ? -1 : query;
+        if (!none && masked) ScoreStep<true>(own_rows, step, query, own, ds);
+        if (!none && !masked) ScoreStep<false>(own_rows, step, query, own, ds);
+      }
+      query = query + C::Queries < end ? query + C::Queries : begin;
+    }
+    if (!kFirst && pending >= 0) KeyStep(acc, ds, steps - 1, own, pending);
+  }
+
+  template <bool kFirst>
+  __device__ void Store(int row0, int count, const float (&acc)[MT][D / 8][4]) {
+    float factor[MT][2];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) factor[m][0] = factor[m][1] = kFirst ? 1.0f : problem_.scale;
+    const int own = own_row();
+    // Over the rows of k (or v) that only this warp has read.
+    StoreRows<D, MT>((kFirst ? k_tile_ : v_tile()) + Tile<D>::Bytes(own), acc, factor, kFirst ? args_.dv : args_.dk,
+                     int64_t{row0} + own, count - own, kv_head_ * problem_.head_dim, problem_.head_dim);
+  }
+
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ static int pair() { return warp() % C::Pairs; }
+  __device__ static int own_row() { return pair() * C::kWarpRows; }
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ uint32_t v_tile() const { return k_tile_ + C::kOwnBytes; }
+  __device__ uint32_t q_tile(int step) const { return k_tile_ + 2 * C::kOwnBytes + step % C::kQStages * C::kTileBytes; }
+  __device__ uint32_t do_tile(int step) const {
+    return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + step % C::kOutStages) * C::kTileBytes;
+  }
+  __device__ uint32_t exchange(int pair) const {
+    return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + C::kOutStages) * C::kTileBytes + pair * C::kExchangeBytes;
+  }
+  __device__ uint32_t stats(int step) const { return exchange(C::Pairs) + step % C::kOutStages * C::kStatsBytes; }
+
+  __device__ void Load(int q0, int q_len, int query, int head, int step) {
+    const int col = head * problem_.head_dim, count = q_len - query;
+    const auto row_of = [&](int r) { return q0 + query + r; };
+    LoadTile<D, C::Queries, C::kThreads>(q_tile(step), args_.q, col, problem_.head_dim, count, row_of);
+    LoadTile<D, C::Queries, C::kThreads>(do_tile(step), args_.d_out, col, problem_.head_dim, count, row_of);
+    // Queries beyond the last get lse = delta = 0: their q and d_out are zero, so they add exactly nothing.
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * C::Queries; i += C::kThreads) {
+      const int r = i % C::Queries;
+      const int64_t row = r < count ? row_of(r) : 0;
+      const float* from = i < C::Queries ? args_.lse.At(row, head) : args_.delta.At(row, head);
+      CopyAsync4(stats(step) + i * 4, from, r < count);
+    }
+    CommitCopies();
+  }
+
+  // The first warp: p, sent on, and dv += p d_out.
+  template <bool kMasked>
+  __device__ void ValueStep(const LaneAddress<D>& k, int step, int query, const OwnKeys& own,
+                            float (&acc)[MT][D / 8][4]) {
+    const auto use = [&](int n) {
+      return !kMasked || !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
+    };
+    float s[MT][kN][4] = {};
+    MultiplyRows<MT, kN / 2, D / 16, D>(s, k, ColumnsAddress<D>(q_tile(step), 0), use);
+    const bool capped = problem_.cap_scale > 0;
+    Fragments p;
+#pragma unroll
+    for (int n = 0; n < kN / 2; ++n) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        uint32_t sent[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {  // columns n * 16 + r / 2 * 8, rows r % 2 * 8
+          const int column = n * 16 + r / 2 * 8 + lane() % 4 * 2;
+          const float2 lse = SharedPair(stats(step) + column * 4);
+          float value[2], slope[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float x = s[m][2 * n + r / 2][r % 2 * 2 + j];
+            if (capped) x = Tanh(x * problem_.cap_scale);
+            value[j] = Exp2(x * problem_.exponent - (j == 0 ? lse.x : lse.y) * kLog2E);
+            if (kMasked && !own.Sees(query + column + j, own_row() + m * 16 + r % 2 * 8 + lane() / 4, problem_.window))
+              value[j] = 0;
+            slope[j] = capped ? value[j] * (1.0f - x * x) : value[j];
+          }
+          p[m][n][r] = Pack(value[0], value[1]);
+          sent[r] = capped ? Pack(slope[0], slope[1]) : p[m][n][r];
+        }
+        Send<MT>(exchange(pair()), n, m, sent);
+      }
+    }
+    Announce(1 + pair());
+    MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(do_tile(step), 0), use);
+  }
+
+  // The second warp: ds for its next step.
+  template <bool kMasked>
+  __device__ void ScoreStep(const LaneAddress<D>& v, int step, int query, const OwnKeys& own, Fragments& ds) {
+    float dp[MT][kN][4] = {};
+    MultiplyRows<MT, kN / 2, D / 16, D>(dp, v, ColumnsAddress<D>(do_tile(step), 0), [&](int n) {
+      return !kMasked || !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
+    });
+    Await(1 + pair());
+#pragma unroll
+    for (int n = 0; n < kN / 2; ++n) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+        uint32_t p[4];
+        Receive<MT>(exchange(pair()), n, m, p);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float2 delta = SharedPair(stats(step) + (C::Queries + n * 16 + r / 2 * 8 + lane() % 4 * 2) * 4);
+          const float2 x = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&p[r]));
+          const float(&d)[4] = dp[m][2 * n + r / 2];
+          ds[m][n][r] = Pack(x.x * (d[r % 2 * 2] - delta.x), x.y * (d[r % 2 * 2 + 1] - delta.y));
+        }
+      }
+    }
+  }
+
+  // The second warp: dk += ds q.
+  __device__ void KeyStep(float (&acc)[MT][D / 8][4], const Fragments& ds, int step, const OwnKeys& own, int query) {
+    MultiplyInto<MT, kN / 2, D>(acc, ds, RowsAddress<D>(q_tile(step), 0), [&](int n) {
+      return !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
+    });
+  }
+
+  const BackwardArgs& args_;
+  const Problem& problem_;
+  int kv_head_;
+  uint32_t k_tile_;
+};
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) KeyGradient(const __grid_constant__ BackwardArgs args) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const Problem& problem = args.problem;
+  const int kv_heads = problem.heads / problem.group;
+  const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / kv_heads,
+                               [](const Segment& s) { return KeyLevels(s, C::kRows); });
+  const Segment owner = problem.segments[tile.segment];
+  const int begin = (tile.hi - 1 - tile.level) * C::kRows;
+  const int count = min(owner.kv_len - begin, C::kRows);
+  KeyGradientBlock<C> block(args, SharedAddress(shared), static_cast<int>(blockIdx.x) % kv_heads);
+  if (threadIdx.x / 32 < C::Pairs) {
+    block.template Run<true>(owner.kv0 + begin, tile.segment, begin, count);
+  } else {
+    block.template Run<false>(owner.kv0 + begin, tile.segment, begin, count);
+  }
+}
+
+template <typename C>
+void LaunchKeyGradient(const BackwardArgs& args, HostSegments host, cudaStream_t stream) {
+  LaunchTiles(
+      KeyGradient<C>, args, host, args.problem.heads / args.problem.group,
+      [](const Segment& s) { return KeyLevels(s, C::kRows); }, C::kThreads, C::kSharedBytes, stream);
+}
+
+}  // namespace hone::cuda::mma

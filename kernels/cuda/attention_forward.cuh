@@ -1,0 +1,116 @@
+// The forward pass on tensor cores (FlashAttention-2, arXiv 2307.08691, algorithm 1): a block owns kRows queries of one
+// head and walks over its keys in ascending order; a warp owns MT x 16 queries, whose scores, probabilities and outputs
+// stay in its registers. Included by one .cu file per head dimension.
+#pragma once
+
+#include "kernels/cuda/attention_launch.cuh"
+#include "kernels/cuda/attention_scores.cuh"
+#include "kernels/cuda/attention_softmax.cuh"
+
+namespace hone::cuda::mma {
+
+template <int kD, int kMT, int kWarps, int kKeys, int kBlocksPerSm>
+struct ForwardTiles {
+  static constexpr int D = kD, MT = kMT, Warps = kWarps, Keys = kKeys, BlocksPerSm = kBlocksPerSm;
+  static constexpr int kThreads = Warps * 32, kWarpRows = MT * 16, kRows = Warps * kWarpRows;
+  static constexpr int kStageBytes = 2 * Tile<D>::Bytes(Keys), kQBytes = Tile<D>::Bytes(kRows);
+  static constexpr int kSharedBytes = kQBytes + 2 * kStageBytes;
+};
+
+template <typename C, bool kMasked>
+__device__ inline void ForwardStep(const LaneAddress<C::D>& q, uint32_t k_tile, uint32_t v_tile, int key,
+                                   const Visible& visible, const Problem& problem, RunningSoftmax<C::MT>& softmax,
+                                   float (&acc)[C::MT][C::D / 8][4]) {
+  constexpr int MT = C::MT, D = C::D, kN = C::Keys / 8;
+  const auto use = [&](int n) { return !kMasked || !visible.None(key + n * 16, 16); };
+  float s[MT][kN][4] = {};
+  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, ColumnsAddress<D>(k_tile, 0), use);
+  if (problem.cap_scale > 0) Cap(s, problem.cap_scale);
+  if (kMasked) Mask(s, key, visible.first, visible.window);
+  softmax.Update(s, acc, problem.exponent);
+  uint32_t p[MT][kN / 2][4];
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN / 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[m][n][i] = Pack(s[m][2 * n + i / 2][i % 2 * 2], s[m][2 * n + i / 2][i % 2 * 2 + 1]);
+    }
+  }
+  MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, 0), use);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __grid_constant__ ForwardArgs args) {
+  constexpr int D = C::D, MT = C::MT;
+  extern __shared__ __align__(128) uint8_t shared[];
+  const Problem& problem = args.problem;
+  const int head = static_cast<int>(blockIdx.x) % problem.heads;
+  const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / problem.heads,
+                               [&](const Segment& s) { return ForwardLevels(s, C::kRows, problem.decode_most); });
+  const Range s(problem.segments[tile.segment]);
+  const int q_begin = (tile.level - tile.lo) * C::kRows;
+  const int q_col = head * problem.head_dim, kv_col = head / problem.group * problem.head_dim;
+  const uint32_t q_tile = SharedAddress(shared), stages = q_tile + C::kQBytes;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+
+  const int first_seen = max(s.offset + q_begin - problem.window + 1, 0);
+  const int key_begin = first_seen / C::Keys * C::Keys;
+  const int key_end = min(s.keys, s.offset + q_begin + C::kRows);
+  const auto load = [&](int key, int stage) {
+    const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
+    const auto row_of = [&](int r) { return s.KeyRow(key + r); };
+    LoadTile<D, C::Keys, C::kThreads>(k_tile, args.k, kv_col, problem.head_dim, s.keys - key, row_of);
+    LoadTile<D, C::Keys, C::kThreads>(v_tile, args.v, kv_col, problem.head_dim, s.keys - key, row_of);
+    CommitCopies();
+  };
+  LoadTile<D, C::kRows, C::kThreads>(q_tile, args.q, q_col, problem.head_dim, s.q_len - q_begin,
+                                     [&](int r) { return s.q0 + q_begin + r; });
+  load(key_begin, 0);
+
+  const int own = q_begin + warp * C::kWarpRows;
+  const Visible visible{s.offset + own, s.offset + own + C::kWarpRows - 1, problem.window};
+  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, warp * C::kWarpRows);
+  RunningSoftmax<MT> softmax;
+  float acc[MT][D / 8][4] = {};
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += C::Keys, stage ^= 1) {
+    WaitCopies<0>();
+    __syncthreads();
+    if (key + C::Keys < key_end) load(key + C::Keys, stage ^ 1);
+    if (own >= s.q_len || visible.None(key, C::Keys)) continue;
+    const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
+    if (visible.All(key, C::Keys)) {
+      ForwardStep<C, false>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
+    } else {
+      ForwardStep<C, true>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
+    }
+  }
+
+  float factor[MT][2];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = WarpSum<4>(softmax.sum[m][half]);
+      factor[m][half] = 1.0f / sum;
+      const int query = own + m * 16 + half * 8 + lane / 4;
+      if (query < s.q_len && lane % 4 == 0) {
+        *args.lse.At(s.q0 + query, head) = softmax.top[m][half] * problem.exponent * kLn2 + logf(sum);
+      }
+    }
+  }
+  StoreRows<D, MT>(q_tile + warp * Tile<D>::Bytes(C::kWarpRows), acc, factor, args.out, int64_t{s.q0} + own,
+                   s.q_len - own, q_col, problem.head_dim);
+}
+
+template <typename C>
+void LaunchForward(const ForwardArgs& args, HostSegments host, cudaStream_t stream) {
+  const int decode_most = args.problem.decode_most;
+  LaunchTiles(
+      Forward<C>, args, host, args.problem.heads,
+      [=](const Segment& s) { return ForwardLevels(s, C::kRows, decode_most); }, C::kThreads, C::kSharedBytes, stream);
+}
+
+}  // namespace hone::cuda::mma
