@@ -1,8 +1,13 @@
 #include "server/admission.h"
 
+#include <grp.h>
+#include <pwd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "proto/base/sha256.h"
@@ -34,6 +39,38 @@ absl::Status CheckReadablePath(const std::string& path, std::string_view field) 
   if (path.find('\0') != std::string::npos) return FieldError(field, "a path has no NUL byte");
   if (access(path.c_str(), R_OK) == 0) return absl::OkStatus();
   return FieldError(field, StrCat("the daemon cannot read ", path, ": ", std::strerror(errno)));
+}
+
+bool UserMayRead(int64_t uid, const std::string& path) {
+  if (uid < 0 || uid == 0 || uid == static_cast<int64_t>(geteuid())) return true;
+  char* real = realpath(path.c_str(), nullptr);
+  if (real == nullptr) return false;
+  const std::string whole = real;
+  std::free(real);
+  passwd entry{};
+  passwd* found = nullptr;
+  char buffer[16384];
+  std::vector<gid_t> groups;
+  if (getpwuid_r(static_cast<uid_t>(uid), &entry, buffer, sizeof(buffer), &found) == 0 && found != nullptr) {
+    int count = 256;
+    groups.resize(static_cast<size_t>(count));
+    if (getgrouplist(found->pw_name, found->pw_gid, groups.data(), &count) < 0) count = 256;
+    groups.resize(static_cast<size_t>(std::max(0, count)));
+  }
+  const auto allows = [&](const std::string& at, mode_t bits) {
+    struct stat info;
+    if (stat(at.c_str(), &info) != 0) return false;
+    const bool mine = info.st_uid == static_cast<uid_t>(uid);
+    const bool ours = std::find(groups.begin(), groups.end(), info.st_gid) != groups.end();
+    const mode_t granted = mine ? info.st_mode >> 6 : ours ? info.st_mode >> 3 : info.st_mode;
+    return (granted & bits) == bits;
+  };
+  for (size_t slash = whole.find('/', 1); slash != std::string::npos; slash = whole.find('/', slash + 1)) {
+    if (!allows(whole.substr(0, slash), 1)) return false;
+  }
+  struct stat info;
+  if (stat(whole.c_str(), &info) != 0) return false;
+  return allows(whole, S_ISDIR(info.st_mode) ? 5 : 4);
 }
 
 absl::StatusOr<std::string> Admission::ModelPath(std::string_view source) const {
@@ -72,8 +109,9 @@ absl::StatusOr<std::string> Admission::DataPath(const std::string& source, std::
   return layout_->Blob(digest);
 }
 
-absl::StatusOr<v1::JobSpec> Admission::Resolve(const v1::JobSpec& spec) const {
+absl::StatusOr<v1::JobSpec> Admission::Resolve(const v1::JobSpec& spec, int64_t uid) const {
   HONE_ASSIGN_OR_RETURN(v1::JobSpec resolved, ResolveSpec(spec));
+  HONE_RETURN_IF_ERROR(CheckUser(resolved, uid));
   HONE_ASSIGN_OR_RETURN(const std::string model, ModelPath(resolved.model().source()));
   resolved.mutable_model()->set_source(model);
   HONE_ASSIGN_OR_RETURN(const std::string train, DataPath(resolved.data().train(), "data.train"));
@@ -83,6 +121,22 @@ absl::StatusOr<v1::JobSpec> Admission::Resolve(const v1::JobSpec& spec) const {
     resolved.mutable_data()->set_eval(eval);
   }
   return resolved;
+}
+
+// Paths the user names; uploads and models of the registry are the daemon's to give.
+absl::Status Admission::CheckUser(const v1::JobSpec& spec, int64_t uid) const {
+  const auto check = [&](std::string path, std::string_view field) -> absl::Status {
+    if (StartsWith(path, kRandomPrefix)) path.erase(0, kRandomPrefix.size());
+    if (path.empty() || path[0] != '/' || path.size() > kMaxPathBytes || UserMayRead(uid, path)) {
+      return absl::OkStatus();
+    }
+    return WithReason(
+        WithField(absl::PermissionDeniedError(ToAbsl(StrCat(field, ": user ", uid, " may not read ", path))), field),
+        "NOT_READABLE");
+  };
+  if (IsModelPath(spec.model().source())) HONE_RETURN_IF_ERROR(check(spec.model().source(), "model.source"));
+  HONE_RETURN_IF_ERROR(check(spec.data().train(), "data.train"));
+  return check(spec.data().eval(), "data.eval");
 }
 
 v1::Assign Admission::Assignment(v1::Verb verb) const {

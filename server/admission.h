@@ -32,8 +32,9 @@ class Admission {
       : layout_(layout), store_(store), options_(std::move(options)) {}
 
   // Errors name the field: INVALID_ARGUMENT, and FAILED_PRECONDITION with reason BLOB_MISSING for data that was not
-  // uploaded (upload it, then ask again).
-  absl::StatusOr<v1::JobSpec> Resolve(const v1::JobSpec& spec) const;
+  // uploaded (upload it, then ask again). Files that user `uid` may not read are refused, even if the daemon may (-1
+  // and the daemon's own user: no such check).
+  absl::StatusOr<v1::JobSpec> Resolve(const v1::JobSpec& spec, int64_t uid = -1) const;
   // Asks a worker to validate the data and to plan. A plan that does not fit is no error here.
   absl::StatusOr<Planned> Plan(const v1::JobSpec& resolved, const Cancelled& cancelled) const;
   // FAILED_PRECONDITION with reason PLAN_DOES_NOT_FIT and the smallest changes that would make it fit.
@@ -47,6 +48,7 @@ class Admission {
 
  private:
   absl::StatusOr<std::string> DataPath(const std::string& source, std::string_view field) const;
+  absl::Status CheckUser(const v1::JobSpec& spec, int64_t uid) const;
   v1::Assign Assignment(v1::Verb verb) const;
 
   const Layout* layout_;
@@ -56,5 +58,8 @@ class Admission {
 
 // An absolute path without NUL bytes, of bounded length, that exists and that this user may read. `field` for messages.
 absl::Status CheckReadablePath(const std::string& path, std::string_view field);
+// Whether a user may read a file or folder by the permission bits of it and of the folders above it; links are
+// followed.
+bool UserMayRead(int64_t uid, const std::string& path);
 
 }  // namespace hone

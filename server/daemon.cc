@@ -29,6 +29,8 @@ constexpr size_t kSlowThreads = 2, kSlowQueue = 256;
 constexpr size_t kSessionThreads = 2, kSessionQueue = 64;
 // A client that is idle does not notice that it should hang up; calls have ended by then.
 constexpr std::chrono::seconds kCloseGrace(1);
+// A connection without calls is closed after a while: clients connect again when they need to.
+constexpr int kMaxIdleMs = 10 * 60 * 1000;
 constexpr const char* kServices[] = {"", "hone.v1.Jobs", "hone.v1.Models", "hone.v1.Datasets", "hone.v1.Daemon"};
 
 std::string ParentOf(const std::string& path) {
@@ -76,7 +78,12 @@ absl::Status Daemon::Open() {
   blobs_ = std::make_unique<BlobStore>(&layout_, store_.get());
   HONE_RETURN_IF_ERROR(blobs_->Clean());
 
-  const RunnerContext runner = {&layout_, store_.get(), &hub_, &metrics_, options_.runner};
+  if (options_.ballast_bytes > 0) {
+    ballast_ = std::make_unique<Ballast>(layout_.root() + "/reserve", options_.ballast_bytes);
+    ballast_->Fill(options_.runner.min_free_disk);
+  }
+  retention_ = std::make_unique<Retention>(&layout_, store_.get(), options_.retention);
+  const RunnerContext runner = {&layout_, store_.get(), &hub_, &metrics_, options_.runner, ballast_.get()};
   scheduler_ = std::make_unique<Scheduler>(runner, options_.scheduler);
   // Plans are held against all memory but a tenth: what else runs now need not run when the job's turn comes. What is
   // free then is checked then.
@@ -100,6 +107,9 @@ absl::Status Daemon::Open() {
   context_.quick = &quick_;
   context_.slow = &slow_;
   context_.sessions = &sessions_;
+  context_.max_unfinished = options_.max_jobs;
+  context_.max_unfinished_of_owner = options_.max_jobs_per_user;
+  context_.slow_reader = options_.slow_reader;
   context_.worker_program = options_.worker_program;
   context_.start_time_us = NowMicros();
   context_.request_shutdown = options_.request_shutdown;
@@ -107,20 +117,30 @@ absl::Status Daemon::Open() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::Listen() {
-  const std::string& path = options_.socket;
-  if (path.empty() || path[0] != '/')
-    return InvalidArgument("--socket: an absolute path is expected, got \"", path, "\"");
+// The lock tells the socket of a daemon that is gone from one in use.
+absl::StatusOr<FileLock> Daemon::LockSocket(const std::string& path, std::string_view flag) {
+  if (path.empty() || path[0] != '/') {
+    return InvalidArgument(flag, ": an absolute path is expected, got \"", path, "\"");
+  }
   if (path.size() >= sizeof(sockaddr_un::sun_path)) {
-    return InvalidArgument("--socket: ", path, " is longer than the ", sizeof(sockaddr_un::sun_path) - 1,
+    return InvalidArgument(flag, ": ", path, " is longer than the ", sizeof(sockaddr_un::sun_path) - 1,
                            " bytes that a Unix socket may have; choose a shorter one");
   }
   HONE_RETURN_IF_ERROR(MakeDirectories(ParentOf(path), 0700));
-  // gRPC takes over a socket file that is there; the lock tells a stale one from one in use.
   absl::StatusOr<FileLock> lock = FileLock::TryAcquire(path + ".lock");
   if (absl::IsFailedPrecondition(lock.status())) return FailedPrecondition("another honed serves on ", path);
-  if (!lock.ok()) return lock.status();
-  socket_lock_ = *std::move(lock);
+  return lock;
+}
+
+absl::Status Daemon::Listen() {
+  HONE_ASSIGN_OR_RETURN(socket_lock_, LockSocket(options_.socket, "--socket"));
+  doorman_ = std::make_unique<Doorman>(options_.doorman);
+  HONE_RETURN_IF_ERROR(doorman_->Listen(options_.socket, options_.socket_mode, false));
+  if (!options_.admin_socket.empty()) {
+    HONE_ASSIGN_OR_RETURN(admin_lock_, LockSocket(options_.admin_socket, "--admin-socket"));
+    HONE_RETURN_IF_ERROR(doorman_->Listen(options_.admin_socket, 0600, true));
+  }
+  context_.doorman = doorman_.get();
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -133,21 +153,42 @@ absl::Status Daemon::Listen() {
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddListeningPort(StrCat("unix:", path), grpc::InsecureServerCredentials());
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxIdleMs);
+  int port = 0;
+  if (!options_.tcp.listen.empty()) {
+    HONE_ASSIGN_OR_RETURN(const auto credentials, TcpCredentials(options_.tcp));
+    builder.AddListeningPort(options_.tcp.listen, credentials, &port);
+  }
   builder.RegisterService(&jobs_);
   builder.RegisterService(&models_);
   builder.RegisterService(&datasets_);
   builder.RegisterService(&daemon_);
   server_ = builder.BuildAndStart();
-  if (server_ == nullptr) return absl::UnavailableError(ToAbsl(StrCat("cannot listen on ", path)));
-  if (chmod(path.c_str(), 0660) != 0) spdlog::warn("cannot set the permissions of {}", path);
+  if (server_ == nullptr || (!options_.tcp.listen.empty() && port == 0)) {
+    return absl::UnavailableError(ToAbsl(StrCat("cannot listen on ", options_.tcp.listen)));
+  }
+  tcp_port_ = port;
+  doorman_->Start(server_.get());
   for (const char* service : kServices) server_->GetHealthCheckService()->SetServingStatus(service, true);
   return absl::OkStatus();
 }
 
 void Daemon::Tick() {
   metrics_.SetDiskFree(DiskFree(layout_.root()));
+  hub_.CheckAll();
+  RunRetention();
   if (store_->broken() && server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(false);
+}
+
+void Daemon::RunRetention() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < retention_due_ || context_.stopping || retention_runs_.exchange(true)) return;
+  retention_due_ = now + retention_->options().every;
+  const bool posted = slow_.Post([this] {
+    retention_->Run(context_.stopping);
+    retention_runs_ = false;
+  });
+  if (!posted) retention_runs_ = false;
 }
 
 std::string Daemon::Summary() {
@@ -158,7 +199,8 @@ std::string Daemon::Summary() {
     if (state == v1::QUEUED) queued += count;
     if (IsActive(state)) active += count;
   }
-  return StrCat(active, " running, ", queued, " queued");
+  const std::string problem = scheduler_ == nullptr ? "" : scheduler_->Problem();
+  return StrCat(active, " running, ", queued, " queued", problem.empty() ? "" : "; ", problem);
 }
 
 void Daemon::Stop() {
@@ -168,10 +210,10 @@ void Daemon::Stop() {
   if (scheduler_ != nullptr) scheduler_->Drain();
   context_.stopping = true;
   hub_.WakeAll();
+  if (doorman_ != nullptr) doorman_->Stop();
   if (server_ != nullptr) {
     server_->Shutdown(std::chrono::system_clock::now() + kCloseGrace);
     server_->Wait();
-    unlink(options_.socket.c_str());
   }
   sessions_.Stop();
   slow_.Stop();

@@ -2,6 +2,10 @@
 // drains. main.cc adds flags, signals and systemd; tests start it in their own process.
 #pragma once
 
+#include <sys/types.h>
+
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -14,13 +18,24 @@
 #include "server/job_lock.h"
 #include "server/jobs_service.h"
 #include "server/models_service.h"
+#include "server/retention.h"
 #include "server/services.h"
+#include "server/tcp_access.h"
 
 namespace hone {
 
 struct DaemonOptions {
-  std::string state_dir;                           // made if it is not there
-  std::string socket;                              // path of the Unix socket
+  std::string state_dir;     // made if it is not there
+  std::string socket;        // path of the Unix socket
+  std::string admin_socket;  // a second socket for the daemon's owner; empty: none
+  mode_t socket_mode = 0660;
+  TcpOptions tcp;  // off unless `listen` is set
+  Doorman::Options doorman;
+  RetentionOptions retention;
+  uint64_t max_jobs = 20000;           // unfinished ones
+  uint64_t max_jobs_per_user = 10000;  // unfinished ones; the daemon's own user and root have no limit
+  std::chrono::milliseconds slow_reader = std::chrono::seconds(30);
+  uint64_t ballast_bytes = uint64_t{4} << 20;      // disk space kept for the store's last words; 0: none
   std::string metrics_address = "127.0.0.1:9464";  // "off": none
   std::string worker_program;                      // empty: honed-worker beside this program
   RunnerOptions runner;                            // worker_program is taken from above
@@ -44,6 +59,9 @@ class Daemon {
   Store* store() { return store_.get(); }
   std::string metrics_address() const { return metrics_.address(); }
   const std::string& socket() const { return options_.socket; }
+  // Of TCP; 0: none.
+  int tcp_port() const { return tcp_port_; }
+  const Doorman* doorman() const { return doorman_.get(); }
   // One line for systemd and people.
   std::string Summary();
 
@@ -51,17 +69,25 @@ class Daemon {
   explicit Daemon(DaemonOptions options);
   absl::Status Open();
   absl::Status Listen();
+  void RunRetention();
+  static absl::StatusOr<FileLock> LockSocket(const std::string& path, std::string_view flag);
 
   DaemonOptions options_;
   Layout layout_;
   std::optional<FileLock> state_lock_;
   std::optional<FileLock> socket_lock_;
+  std::optional<FileLock> admin_lock_;
   Metrics metrics_;
   EventHub hub_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Ballast> ballast_;
+  std::unique_ptr<Retention> retention_;
+  std::unique_ptr<Doorman> doorman_;
+  std::chrono::steady_clock::time_point retention_due_{};
+  std::atomic<bool> retention_runs_{false};
   Executor quick_;
   Executor slow_;
   Executor sessions_;
@@ -71,6 +97,7 @@ class Daemon {
   DatasetsService datasets_;
   DaemonService daemon_;
   std::unique_ptr<grpc::Server> server_;
+  int tcp_port_ = 0;
   bool stopped_ = false;
 };
 

@@ -11,6 +11,7 @@
 #include "proto/base/build_info.h"
 #include "proto/base/file.h"
 #include "proto/base/status.h"
+#include "server/errors.h"
 #include "server/reactors.h"
 #include "server/store/states.h"
 
@@ -63,7 +64,7 @@ std::vector<v1::DeviceInfo> Cards() {
 
 grpc::ServerUnaryReactor* DaemonService::GetStatus(grpc::CallbackServerContext* call, const v1::GetStatusRequest*,
                                                    v1::DaemonStatus* status) {
-  return RunUnary(context_->quick, call, [this, status]() -> absl::Status {
+  return RunUnary(context_->quick, call, [this, call, status]() -> absl::Status {
     status->set_version(std::string(BuildVersion()));
     status->set_build_id(std::string(BuildId()));
     status->set_pid(getpid());
@@ -78,6 +79,10 @@ grpc::ServerUnaryReactor* DaemonService::GetStatus(grpc::CallbackServerContext* 
     status->set_draining(context_->draining);
     status->set_disk_free_bytes(DiskFree(context_->layout->root()));
     status->set_worker_path(context_->worker_program);
+    const Caller caller = CallerOf(*context_, *call);
+    if (caller.uid >= 0) status->set_caller_uid(caller.uid);
+    status->set_caller_is_admin(caller.admin);
+    status->set_problem(context_->scheduler->Problem());
     return absl::OkStatus();
   });
 }
@@ -93,7 +98,12 @@ grpc::ServerUnaryReactor* DaemonService::ListDevices(grpc::CallbackServerContext
 
 grpc::ServerUnaryReactor* DaemonService::Shutdown(grpc::CallbackServerContext* call, const v1::ShutdownRequest*,
                                                   v1::ShutdownResponse*) {
-  return RunUnary(context_->quick, call, [this]() -> absl::Status {
+  return RunUnary(context_->quick, call, [this, call]() -> absl::Status {
+    if (!CallerOf(*context_, *call).admin) {
+      return WithReason(
+          absl::PermissionDeniedError("only the daemon's own user, root and the admin socket may stop it"),
+          "NOT_ADMIN");
+    }
     if (context_->request_shutdown) context_->request_shutdown();
     return absl::OkStatus();
   });

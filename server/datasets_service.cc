@@ -81,7 +81,8 @@ grpc::ServerUnaryReactor* DatasetsService::ValidateData(grpc::CallbackServerCont
                                                         v1::ValidateDataResponse* response) {
   return RunUnary(context_->slow, call, [this, call, request, response]() -> absl::Status {
     if (context_->draining) return DrainingError();
-    HONE_ASSIGN_OR_RETURN(const v1::JobSpec resolved, context_->admission->Resolve(request->spec()));
+    HONE_ASSIGN_OR_RETURN(const v1::JobSpec resolved,
+                          context_->admission->Resolve(request->spec(), CallerOf(*context_, *call).uid));
     HONE_ASSIGN_OR_RETURN(*response->mutable_report_json(), context_->admission->Validate(resolved, [this, call] {
       return context_->stopping.load() || call->IsCancelled();
     }));

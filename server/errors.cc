@@ -5,11 +5,11 @@
 #include "google/rpc/status.pb.h"
 #include "proto/base/status.h"
 #include "proto/spec/spec.h"
+#include "server/store/sqlite.h"
 
 namespace hone {
 namespace {
 
-constexpr char kReasonPayload[] = "hone.dev/reason";
 constexpr char kDomain[] = "hone.dev";
 // gRPC carries details in a header; a longer message would be refused by the peer's metadata limit.
 constexpr size_t kMaxMessageBytes = 1500;
@@ -18,12 +18,12 @@ constexpr size_t kMaxFieldBytes = 200;
 }  // namespace
 
 absl::Status WithReason(absl::Status status, std::string_view reason) {
-  if (!status.ok()) status.SetPayload(kReasonPayload, absl::Cord(ToAbsl(reason)));
+  if (!status.ok()) status.SetPayload(kStatusReasonPayload, absl::Cord(ToAbsl(reason)));
   return status;
 }
 
 std::string ReasonOf(const absl::Status& status) {
-  if (const auto payload = status.GetPayload(kReasonPayload); payload.has_value()) return std::string(*payload);
+  if (const auto payload = status.GetPayload(kStatusReasonPayload); payload.has_value()) return std::string(*payload);
   return absl::StatusCodeToString(status.code());
 }
 

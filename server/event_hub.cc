@@ -22,11 +22,12 @@ bool Subscription::Take(uint64_t sent_sequence, v1::JobEvent* event) {
   return true;
 }
 
-std::shared_ptr<Subscription> EventHub::Subscribe(const std::string& job_id, std::function<void()> wake) {
+std::shared_ptr<Subscription> EventHub::Subscribe(const std::string& job_id, std::function<void()> wake,
+                                                  std::function<void(Subscription::Clock::time_point)> check) {
   std::lock_guard lock(mutex_);
   if (count_ >= kMaxSubscriptions) return nullptr;
   ++count_;
-  auto subscription = std::make_shared<Subscription>(std::move(wake));
+  auto subscription = std::make_shared<Subscription>(std::move(wake), std::move(check));
   by_job_[job_id].push_back(subscription);
   return subscription;
 }
@@ -53,13 +54,20 @@ void EventHub::Publish(const std::string& job_id, const Transient& transient) {
   for (const auto& subscription : Of(job_id)) subscription->Offer(&transient);
 }
 
-void EventHub::WakeAll() {
+std::vector<std::shared_ptr<Subscription>> EventHub::All() const {
   std::vector<std::shared_ptr<Subscription>> all;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [id, list] : by_job_) all.insert(all.end(), list.begin(), list.end());
-  }
-  for (const auto& subscription : all) subscription->Offer(nullptr);
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, list] : by_job_) all.insert(all.end(), list.begin(), list.end());
+  return all;
+}
+
+void EventHub::WakeAll() {
+  for (const auto& subscription : All()) subscription->Offer(nullptr);
+}
+
+void EventHub::CheckAll() {
+  const auto now = Subscription::Clock::now();
+  for (const auto& subscription : All()) subscription->Check(now);
 }
 
 size_t EventHub::subscriptions() const {

@@ -2,6 +2,7 @@
 // records and progress are handed over, each watcher keeping a bounded number of them. Not here: gRPC.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -26,34 +27,45 @@ struct Transient {
 class Subscription {
  public:
   static constexpr size_t kMaxPending = 256;
-  explicit Subscription(std::function<void()> wake) : wake_(std::move(wake)) {}
+  using Clock = std::chrono::steady_clock;
+  explicit Subscription(std::function<void()> wake, std::function<void(Clock::time_point)> check = nullptr)
+      : wake_(std::move(wake)), check_(std::move(check)) {}
 
   // Called by the hub.
   void Offer(const Transient* transient);
   // The oldest record whose predecessor has been sent, if there is one.
   bool Take(uint64_t sent_sequence, v1::JobEvent* event);
+  void Check(Clock::time_point now) const {
+    if (check_) check_(now);
+  }
 
  private:
   std::mutex mutex_;
   std::deque<Transient> pending_;
   const std::function<void()> wake_;
+  const std::function<void(Clock::time_point)> check_;
 };
 
 class EventHub {
  public:
   // `wake` is called, from any thread and possibly with locks of the hub's callers held, when there may be something
   // new: it must only schedule work. Null when kMaxSubscriptions are taken.
-  std::shared_ptr<Subscription> Subscribe(const std::string& job_id, std::function<void()> wake);
+  // `check` may be null; it is called now and then (CheckAll).
+  std::shared_ptr<Subscription> Subscribe(const std::string& job_id, std::function<void()> wake,
+                                          std::function<void(Subscription::Clock::time_point)> check = nullptr);
   void Unsubscribe(const std::string& job_id, const std::shared_ptr<Subscription>& subscription);
 
   void Announce(const std::string& job_id);
   void Publish(const std::string& job_id, const Transient& transient);
   // Wakes everybody: the daemon is about to stop.
   void WakeAll();
+  // Lets everybody see whether its client still reads.
+  void CheckAll();
   size_t subscriptions() const;
 
  private:
-  static constexpr size_t kMaxSubscriptions = 256;
+  static constexpr size_t kMaxSubscriptions = 4096;
+  std::vector<std::shared_ptr<Subscription>> All() const;
   std::vector<std::shared_ptr<Subscription>> Of(const std::string& job_id) const;
 
   mutable std::mutex mutex_;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "proto/spec/message_json.h"
 #include "proto/spec/spec.h"
 #include "server/errors.h"
+#include "server/faults.h"
 #include "server/job_lock.h"
 #include "server/store/states.h"
 #include "server/worker_call.h"
@@ -27,6 +29,9 @@ constexpr std::chrono::milliseconds kLockPatience(10000);
 constexpr size_t kMaxText = 4096;
 constexpr int kMaxWarnings = 200;  // durable events of one attempt
 constexpr int kMaxArtifacts = 10000;
+constexpr size_t kMaxBacklog = 1000;
+// A worker that has not made a step yet has nothing to lose: it is not waited for when it is to go.
+constexpr std::chrono::milliseconds kIdleGrace(2000);
 
 std::string Clip(const std::string& text) { return ToValidUtf8(text, kMaxText) + (text.size() > kMaxText ? "…" : ""); }
 
@@ -46,6 +51,17 @@ void JobRunner::RequestStop(Stop stop) {
   }
   std::lock_guard lock(mutex_);
   if (worker_ != nullptr) worker_->Wake();
+}
+
+// Before an attempt begins: what cannot work is not tried.
+bool JobRunner::HoldIfInputMissing() {
+  const std::optional<Cause> cause = MissingInput(job_.resolved_spec());
+  if (!cause.has_value()) return false;
+  JobUpdate update;
+  update.states.push_back({v1::HELD, cause->reason, Clip(cause->message)});
+  const absl::Status held = context_.store->Update(job_id_, {v1::QUEUED}, update);
+  if (held.ok()) spdlog::warn("job {}: held: {}", job_id_, cause->message);
+  return held.ok();
 }
 
 bool JobRunner::Run() {
@@ -69,6 +85,7 @@ bool JobRunner::Run() {
 absl::Status JobRunner::Start() {
   HONE_ASSIGN_OR_RETURN(job_, context_.store->GetJob(job_id_));
   attempt_ = static_cast<uint32_t>(job_.attempts_size()) + 1;
+  if (HoldIfInputMissing()) return FailedPrecondition("its files are not there");
   for (std::string& advice : Advice(job_.resolved_spec())) advice_.insert(std::move(advice));
   HONE_RETURN_IF_ERROR(MakeDirectories(context_.layout->Attempt(job_id_, attempt_)));
   HONE_RETURN_IF_ERROR(MakeDirectories(context_.layout->Output(job_id_)));
@@ -110,19 +127,62 @@ absl::Status JobRunner::Start() {
 void JobRunner::Follow() {
   v1::FromWorker message;
   std::string problem;
+  heard_ = began_ = steady_clock::now();
   while (!done_.has_value()) {
-    PressStop(steady_clock::now());
+    const auto now = steady_clock::now();
+    CheckTime(now);
+    PressStop(now);
     const auto result = worker_->Read(kTick, &message);
     if (!result.ok()) {
       problem = std::string(result.status().message());
       break;
     }
     if (*result == WorkerProcess::ReadResult::kEnd) break;
-    if (*result == WorkerProcess::ReadResult::kMessage) Handle(message);
+    if (*result == WorkerProcess::ReadResult::kMessage) {
+      heard_ = steady_clock::now();
+      Handle(message);
+    } else {
+      FlushBacklog();
+    }
   }
   // After Done, or the end of the channel, the worker has nothing more to say.
   const WorkerExit exit = worker_->Wait(problem.empty() ? kExitGrace : std::chrono::milliseconds(0));
   if (!done_.has_value()) crash_ = problem.empty() ? exit.text : StrCat(exit.text, ": ", problem);
+}
+
+// How long the worker may be silent.
+std::chrono::milliseconds JobRunner::Patience() const {
+  const RunnerOptions& options = context_.options;
+  if (phase_ != v1::PHASE_TRAINING) return std::max(options.quiet_limit, options.hang_minimum);
+  const double planned = job_.plan().steps() > 0 ? job_.plan().seconds() / job_.plan().steps() : 0;
+  const uint32_t every = std::max<uint32_t>(1, job_.resolved_spec().run().logging_steps());
+  const double seconds = options.hang_factor * every * std::max(planned, slowest_step_);
+  const auto by_steps = std::chrono::milliseconds(static_cast<int64_t>(std::min(seconds, 1e6) * 1000));
+  return std::max(by_steps, options.hang_minimum);
+}
+
+// The watchdog and the time limit.
+void JobRunner::CheckTime(steady_clock::time_point now) {
+  const auto silent = std::chrono::duration_cast<std::chrono::milliseconds>(now - heard_);
+  if (stop_.load() == Stop::kNone && silent > Patience()) {
+    spdlog::warn("job {}: nothing heard from the worker for {} s; ending it", job_id_, silent.count() / 1000);
+    verdict_ = Verdict{v1::QUEUED, "hung", "WORKER_HUNG",
+                       StrCat("said nothing for ", silent.count() / 1000, " s and was ended"), false};
+    RequestStop(Stop::kHang);
+  }
+  const uint64_t limit = job_.options().time_limit_seconds();
+  const double run = job_.run_seconds() + std::chrono::duration<double>(now - began_).count();
+  const bool over = limit > 0 && run >= static_cast<double>(limit);
+  if (!over || phase_ == v1::PHASE_FINALIZING || stop_.load() >= Stop::kEnd) return;
+  EndWith({v1::FAILED, "time-limit", "TIME_LIMIT",
+           StrCat("its time limit of ", limit, " s is over; the last checkpoint is kept"), true});
+}
+
+void JobRunner::EndWith(Verdict verdict) {
+  if (stop_.load() >= Stop::kEnd) return;
+  spdlog::warn("job {}: {}", job_id_, verdict.message);
+  verdict_ = std::move(verdict);
+  RequestStop(Stop::kEnd);
 }
 
 void JobRunner::PressStop(steady_clock::time_point now) {
@@ -131,19 +191,21 @@ void JobRunner::PressStop(steady_clock::time_point now) {
   if (stop != pressed_) {
     pressed_ = stop;
     pressure_ = 1;
-    press_again_ = now + context_.options.cancel_grace;
+    const bool waits = stop == Stop::kHang || (stop == Stop::kEnd && !verdict_->checkpoint);
+    const auto grace = stepped_ ? context_.options.cancel_grace : std::min(context_.options.cancel_grace, kIdleGrace);
+    press_again_ = waits ? now : now + grace;
     v1::ToWorker message;
     message.mutable_cancel()->set_job_id(job_id_);
     message.mutable_cancel()->set_checkpoint_first(true);
-    if (worker_->Send(message).ok()) return;
+    if (!waits && worker_->Send(message).ok()) return;
     press_again_ = now;
   }
   if (now < press_again_) return;
   if (pressure_ == 1) {
-    spdlog::warn("job {}: the worker did not stop when asked; sending SIGTERM", job_id_);
+    spdlog::warn("job {}: sending SIGTERM to the worker", job_id_);
     worker_->Signal(SIGTERM);
     pressure_ = 2;
-    press_again_ = now + context_.options.term_grace;
+    press_again_ = now + (stepped_ ? context_.options.term_grace : std::min(context_.options.term_grace, kIdleGrace));
   } else if (pressure_ == 2) {
     spdlog::warn("job {}: the worker did not stop on SIGTERM; killing it", job_id_);
     worker_->Signal(SIGKILL);
@@ -194,6 +256,7 @@ void JobRunner::Handle(const v1::FromWorker& message) {
 }
 
 void JobRunner::HandleProgress(const v1::Progress& progress) {
+  phase_ = progress.phase();
   if (progress.phase() == v1::PHASE_FINALIZING) {
     Advance(v1::FINALIZING);
   } else if (progress.phase() >= v1::PHASE_REFERENCE) {
@@ -210,11 +273,19 @@ void JobRunner::HandleStep(const v1::StepRecord& step) {
   context_.metrics->Step(job_id_, step);
   if (steps_ != nullptr) {
     const std::string line = StrCat(MessageToJson(step), "\n");
-    std::fwrite(line.data(), 1, line.size(), steps_);
-    std::fflush(steps_);
+    const bool written = std::fwrite(line.data(), 1, line.size(), steps_) == line.size() && std::fflush(steps_) == 0;
+    // The records are what a resumed attempt goes on with: the step is done again once there is space for its record.
+    if (!written && (errno == ENOSPC || errno == EDQUOT)) {
+      EndWith({v1::HELD, "held", std::string(kDiskFull),
+               "the disk is full: the record of a step cannot be written; goes on by itself when there is space",
+               false});
+    }
   }
-  unsaved_step_ = step;
   const auto now = steady_clock::now();
+  slowest_step_ = std::max(slowest_step_, step.seconds());
+  phase_ = v1::PHASE_TRAINING;
+  stepped_ = true;
+  unsaved_step_ = step;
   if (now - saved_at_ >= context_.options.record_interval) {
     JobUpdate update;
     FlushRecords(&update);
@@ -231,11 +302,24 @@ void JobRunner::FlushRecords(JobUpdate* update) {
   update->memory = std::exchange(unsaved_memory_, std::nullopt);
 }
 
-void JobRunner::Record(const JobUpdate& update) {
-  const absl::Status status = context_.store->Update(job_id_, {}, update);
-  if (status.ok()) return;
-  context_.metrics->CountStoreError();
-  spdlog::error("job {}: {}", job_id_, std::string(status.message()));
+void JobRunner::Record(JobUpdate update) {
+  if (backlog_.size() >= kMaxBacklog) backlog_.pop_front();
+  backlog_.push_back(std::move(update));
+  FlushBacklog();
+}
+
+// True: nothing waits. What a full disk keeps out stays and is tried again, in order.
+bool JobRunner::FlushBacklog() {
+  while (!backlog_.empty()) {
+    const absl::Status status = context_.store->Update(job_id_, {}, backlog_.front());
+    if (!status.ok()) {
+      context_.metrics->CountStoreError();
+      spdlog::error("job {}: {}", job_id_, std::string(status.message()));
+      if (FaultOf(status) == Fault::kDiskFull) return false;
+    }
+    backlog_.pop_front();
+  }
+  return true;
 }
 
 void JobRunner::Publish(v1::JobEvent event) {
@@ -257,9 +341,13 @@ void JobRunner::Advance(v1::JobState to) {
   if (head->state == v1::STARTING) update.states.push_back({v1::RUNNING, "TRAINING", ""});
   const bool reaches = head->state == v1::STARTING || head->state == v1::RUNNING;
   if (to == v1::FINALIZING && reaches) update.states.push_back({v1::FINALIZING, "EXPORTING", ""});
-  left_starting_ = true;
-  if (update.states.empty()) return;
+  if (update.states.empty()) {
+    left_starting_ = true;
+    return;
+  }
+  FlushBacklog();
   const absl::Status status = context_.store->Update(job_id_, {head->state}, update);
+  left_starting_ = status.ok();
   if (!status.ok() && !absl::IsFailedPrecondition(status)) {
     context_.metrics->CountStoreError();
     spdlog::error("job {}: {}", job_id_, std::string(status.message()));
@@ -271,7 +359,7 @@ void JobRunner::Advance(v1::JobState to) {
 void JobRunner::Conclude() {
   while (!ConcludeOnce()) {
     if (stop_.load() == Stop::kDrain || context_.store->broken()) return;
-    std::this_thread::sleep_for(std::chrono::seconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
   }
 }
 
@@ -279,7 +367,7 @@ bool JobRunner::ConcludeOnce() {
   const absl::StatusOr<JobHead> head = context_.store->GetJobHead(job_id_);
   if (head.ok() && !IsActive(head->state)) return true;
   absl::Status status = head.status();
-  if (head.ok()) {
+  if (head.ok() && FlushBacklog()) {
     JobUpdate update = Outcome(*head);
     if (unsaved_step_.has_value()) update.last_step = unsaved_step_;
     if (unsaved_memory_.has_value()) update.memory = unsaved_memory_;
@@ -292,6 +380,11 @@ bool JobRunner::ConcludeOnce() {
     }
   }
   if (absl::IsFailedPrecondition(status)) return false;  // cancelled just now: look again
+  if (head.ok() && context_.ballast != nullptr && (status.ok() || FaultOf(status) == Fault::kDiskFull) &&
+      context_.ballast->Release()) {
+    spdlog::warn("job {}: the disk is full; its end is recorded in the reserve", job_id_);
+    return ConcludeOnce();
+  }
   context_.metrics->CountStoreError();
   spdlog::error("job {}: {}", job_id_, std::string(status.message()));
   return false;
@@ -301,19 +394,7 @@ JobUpdate JobRunner::Outcome(const JobHead& head) {
   if (!done_.has_value()) return CrashOutcome(head);
   JobUpdate update;
   if (!done_->cancelled() && done_->code() != 0) return ErrorOutcome(head);
-  if (done_->cancelled()) {
-    if (head.state == v1::CANCELLING) {
-      update.end_attempt = {"cancelled", ""};
-      update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
-    } else if (stop_.load() != Stop::kNone) {
-      update.end_attempt = {"daemon-restart", "the daemon stopped"};
-      update.states.push_back({v1::QUEUED, "DAEMON_STOPPED", "goes on from its last checkpoint"});
-    } else {
-      crash_ = "stopped although nobody asked it to";
-      return CrashOutcome(head);
-    }
-    return update;
-  }
+  if (done_->cancelled()) return StoppedOutcome(head);
   update.end_attempt = {"succeeded", ""};
   std::vector<v1::Artifact> artifacts(done_->artifacts().begin(), done_->artifacts().end());
   if (artifacts.size() > kMaxArtifacts) artifacts.resize(kMaxArtifacts);
@@ -326,17 +407,81 @@ JobUpdate JobRunner::Outcome(const JobHead& head) {
   return update;
 }
 
+// It stopped because it was asked to.
+JobUpdate JobRunner::StoppedOutcome(const JobHead& head) {
+  JobUpdate update;
+  if (head.state == v1::CANCELLING) {
+    update.end_attempt = {"cancelled", ""};
+    update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
+  } else if (head.state == v1::PAUSING) {
+    return PausedOutcome(head, "");
+  } else if (verdict_.has_value()) {
+    update.end_attempt = {verdict_->exit, verdict_->message};
+    update.states.push_back({verdict_->to, verdict_->reason, verdict_->message});
+  } else if (stop_.load() != Stop::kNone) {
+    update.end_attempt = {"daemon-restart", "the daemon stopped"};
+    update.states.push_back({v1::QUEUED, "DAEMON_STOPPED", "goes on from its last checkpoint"});
+  } else {
+    crash_ = "stopped although nobody asked it to";
+    return CrashOutcome(head);
+  }
+  return update;
+}
+
+JobUpdate JobRunner::PausedOutcome(const JobHead& head, const std::string& note) {
+  JobUpdate update;
+  if (head.reason == kPreempted) {
+    update.end_attempt = {"preempted", note};
+    update.states.push_back(
+        {v1::QUEUED, std::string(kPreempted), "made room for a job of higher priority; goes on from its checkpoint"});
+    return update;
+  }
+  update.end_attempt = {"paused", note};
+  update.states.push_back(
+      {v1::PAUSED, "PAUSED_BY_USER",
+       Clip(StrCat("goes on from its last checkpoint when it is resumed", note.empty() ? "" : "; ", note))});
+  return update;
+}
+
 JobUpdate JobRunner::ErrorOutcome(const JobHead& head) {
   const absl::Status error = StatusOfDone(*done_);
+  const Fault fault = FaultOf(error);
+  const std::string text = Clip(std::string(error.message()));
+  JobUpdate update;
+  if (fault == Fault::kDiskFull || fault == Fault::kDeviceLost) {
+    if (head.state == v1::CANCELLING || head.state == v1::PAUSING) {
+      crash_ = StrCat("could not write a last checkpoint: ", error.message());
+      return CrashOutcome(head);
+    }
+    const bool disk = fault == Fault::kDiskFull;
+    update.end_attempt = {"held", text};
+    update.states.push_back({v1::HELD, std::string(disk ? kDiskFull : kGpuUnhealthy),
+                             Clip(StrCat(text, disk ? "; goes on by itself when there is space"
+                                                    : "; goes on by itself when the device answers"))});
+    return update;
+  }
+  if (const auto cause = MissingInput(job_.resolved_spec());
+      cause.has_value() && IsLegalTransition(head.state, v1::HELD)) {
+    update.end_attempt = {"held", text};
+    update.states.push_back({v1::HELD, cause->reason, Clip(cause->message)});
+    return update;
+  }
   if (absl::IsResourceExhausted(error) && head.state == v1::STARTING) {
     crash_ = StrCat("could not reserve what it needs: ", error.message());
     return CrashOutcome(head);
   }
-  JobUpdate update;
-  const std::string text = Clip(std::string(error.message()));
+  const std::string reason = fault == Fault::kDeviceError ? "DEVICE_ERROR"
+                             : fault == Fault::kNotFinite ? "LOSS_NOT_FINITE"
+                                                          : ReasonOf(error);
   update.end_attempt = {"failed", text};
-  update.states.push_back({v1::FAILED, ReasonOf(error), text});
+  update.states.push_back({v1::FAILED, reason, text});
   return update;
+}
+
+// Whether the job's policy tries again after such an end of an attempt.
+bool JobRunner::Retries(const std::string& exit) const {
+  const auto& exits = job_.options().retry().exits();
+  return exits.empty() || std::find(exits.begin(), exits.end(), exit) != exits.end();
 }
 
 JobUpdate JobRunner::CrashOutcome(const JobHead& head) {
@@ -347,22 +492,36 @@ JobUpdate JobRunner::CrashOutcome(const JobHead& head) {
     update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
     return update;
   }
+  if (head.state == v1::PAUSING) return PausedOutcome(head, text);
+  const bool hung = verdict_.has_value() && verdict_->to == v1::QUEUED;
+  if (verdict_.has_value() && !hung) {
+    update.end_attempt = {verdict_->exit, Clip(StrCat(verdict_->message, "; ", text))};
+    update.states.push_back({verdict_->to, verdict_->reason, verdict_->message});
+    return update;
+  }
   if (stop_.load() == Stop::kDrain) {
     update.end_attempt = {"daemon-restart", text};
     update.states.push_back({v1::QUEUED, "DAEMON_STOPPED", "goes on from its last checkpoint"});
     return update;
   }
+  const std::string what = hung ? Clip(StrCat("the worker ", verdict_->message)) : text;
+  const std::string exit = hung ? "hung" : "crashed";
+  const std::string reason = hung ? "WORKER_HUNG" : "WORKER_CRASHED";
   const absl::StatusOr<int64_t> failures = context_.store->Failures(job_id_);
   const int64_t count = failures.value_or(0) + 1;
-  update.end_attempt = {"crashed", text};
+  const int64_t most =
+      job_.options().retry().max_failures() > 0 ? job_.options().retry().max_failures() : context_.options.max_failures;
+  update.end_attempt = {exit, what};
   update.count_failure = true;
-  if (count >= context_.options.max_failures) {
+  if (!Retries(exit)) {
+    update.states.push_back({v1::FAILED, reason, Clip(StrCat(what, "; its retry policy does not try that again"))});
+  } else if (count >= most) {
     update.states.push_back(
-        {v1::FAILED, "WORKER_CRASHED", Clip(StrCat(text, "; ", count, " attempts in a row without a new checkpoint"))});
+        {v1::FAILED, reason, Clip(StrCat(what, "; ", count, " attempts in a row without a new checkpoint"))});
   } else {
-    update.states.push_back({v1::QUEUED, "WORKER_CRASHED",
-                             Clip(StrCat(text, "; starts again from its last checkpoint (", count, " of ",
-                                         context_.options.max_failures, " attempts without a new one)"))});
+    update.states.push_back({v1::QUEUED, reason,
+                             Clip(StrCat(what, "; starts again from its last checkpoint (", count, " of ", most,
+                                         " attempts without a new one)"))});
   }
   return update;
 }

@@ -20,9 +20,14 @@ constexpr std::chrono::milliseconds kFollowTick(250);
 
 absl::Status WatchPump::Attach() {
   HONE_ASSIGN_OR_RETURN(id_, context_->store->ResolveJobName(name_));
-  subscription_ = context_->hub->Subscribe(id_, [weak = weak_] {
-    if (const auto pump = weak.lock()) pump->Kick();
-  });
+  subscription_ = context_->hub->Subscribe(
+      id_,
+      [weak = weak_] {
+        if (const auto pump = weak.lock()) pump->Kick();
+      },
+      [weak = weak_](std::chrono::steady_clock::time_point now) {
+        if (const auto pump = weak.lock()) pump->CheckStall(now);
+      });
   if (subscription_ == nullptr) {
     return WithReason(ResourceExhausted("too many open Watch streams; close some"), "TOO_MANY_WATCHES");
   }
@@ -65,6 +70,10 @@ StreamPump<v1::JobEvent>::Next WatchPump::Produce(v1::JobEvent* event, absl::Sta
   while (true) {
     if (TakeRecord(event)) return Next::kMessage;
     if (!batch_.empty()) {
+      if (batch_.front().sequence() > sent_ + 1) {
+        SkipRemoved(event);
+        return Next::kMessage;
+      }
       *event = std::move(batch_.front());
       batch_.pop_front();
       HONE_CHECK(event->sequence() == sent_ + 1, "a gap after event ", sent_, " of job ", id_);
@@ -91,6 +100,18 @@ StreamPump<v1::JobEvent>::Next WatchPump::Produce(v1::JobEvent* event, absl::Sta
     }
     return Next::kWait;
   }
+}
+
+// Retention has removed the events before the next one: said once, without a number of its own.
+void WatchPump::SkipRemoved(v1::JobEvent* event) {
+  const uint64_t next = batch_.front().sequence();
+  event->set_warning(StrCat("events ", sent_ + 1, " to ", next - 1, " were removed by retention"));
+  sent_ = next - 1;
+}
+
+absl::Status WatchPump::TooSlow() {
+  return WithReason(absl::AbortedError(ToAbsl(StrCat("the client reads too slowly; watch again after event ", sent_))),
+                    "SLOW_READER");
 }
 
 void WatchPump::End() {

@@ -15,16 +15,22 @@
 namespace hone {
 
 // Replays durable events after a sequence number, in order and without a gap, then follows until the job is at rest.
-// Between them come step records and progress, the newest kMaxPending of them if the client is slow.
+// Between them come step records and progress, the newest kMaxPending of them if the client is slow. A client that
+// takes longer than slow_reader over one message is cut off, with the number to go on from.
 class WatchPump final : public StreamPump<v1::JobEvent> {
  public:
   WatchPump(ServiceContext* context, std::string name, uint64_t after_sequence)
       : context_(context), name_(std::move(name)), sent_(after_sequence) {}
 
  private:
-  void Begin(const std::shared_ptr<StreamPump>& self) override { weak_ = self; }
+  void Begin(const std::shared_ptr<StreamPump>& self) override {
+    weak_ = self;
+    LimitWrites(context_->slow_reader);
+  }
   Next Produce(v1::JobEvent* event, absl::Status* status) override;
   void End() override;
+  absl::Status TooSlow() override;
+  void SkipRemoved(v1::JobEvent* event);
   absl::Status Attach();
   bool TakeRecord(v1::JobEvent* event);
 

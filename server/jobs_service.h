@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <string>
@@ -19,6 +20,11 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext*, const v1::ListJobsRequest*,
                                      v1::ListJobsResponse*) override;
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext*, const v1::CancelJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* PauseJob(grpc::CallbackServerContext*, const v1::PauseJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* ResumeJob(grpc::CallbackServerContext*, const v1::ResumeJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* HoldJob(grpc::CallbackServerContext*, const v1::HoldJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* ReleaseJob(grpc::CallbackServerContext*, const v1::ReleaseJobRequest*, v1::Job*) override;
+  grpc::ServerUnaryReactor* UpdateJob(grpc::CallbackServerContext*, const v1::UpdateJobRequest*, v1::Job*) override;
   grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext*, const v1::WatchJobRequest*) override;
   grpc::ServerWriteReactor<v1::LogChunk>* GetJobLogs(grpc::CallbackServerContext*,
                                                      const v1::GetJobLogsRequest*) override;
@@ -30,10 +36,17 @@ class JobsService final : public v1::Jobs::CallbackService {
                                     v1::PlanJobResponse*) override;
 
  private:
-  absl::Status Create(const v1::CreateJobRequest& request, const Admission::Cancelled& cancelled, v1::Job* job);
-  absl::Status CreateNew(const v1::CreateJobRequest& request, const std::string& fingerprint,
+  absl::Status Create(const v1::CreateJobRequest& request, const Caller& caller, const Admission::Cancelled& cancelled,
+                      v1::Job* job);
+  absl::Status CreateNew(const v1::CreateJobRequest& request, const Caller& caller, const std::string& fingerprint,
                          const Admission::Cancelled& cancelled, v1::Job* job);
-  absl::Status Plan(const v1::PlanJobRequest& request, const Admission::Cancelled& cancelled,
+  // Resolves the name, checks that the caller may, does it, answers with the job as it is then.
+  template <typename Request>
+  grpc::ServerUnaryReactor* Act(grpc::CallbackServerContext* call, const Request* request, v1::Job* job,
+                                std::function<absl::Status(const std::string& id)> action);
+  absl::StatusOr<v1::JobOptions> CheckOptions(const v1::JobOptions& options) const;
+  absl::Status Move(const std::string& id, const v1::UpdateJobRequest& request);
+  absl::Status Plan(const v1::PlanJobRequest& request, const Caller& caller, const Admission::Cancelled& cancelled,
                     v1::PlanJobResponse* plan);
 
   ServiceContext* context_;

@@ -1,5 +1,7 @@
 #include "server/models_service.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 
@@ -69,6 +71,12 @@ std::string ModelIdFromPath(std::string_view path) {
 grpc::ServerUnaryReactor* ModelsService::ImportModel(grpc::CallbackServerContext* call,
                                                      const v1::ImportModelRequest* request, v1::Model* model) {
   return RunUnary(context_->slow, call, [this, call, request, model] {
+    const int64_t uid = CallerOf(*context_, *call).uid;
+    if (!UserMayRead(uid, request->path()) && access(request->path().c_str(), F_OK) == 0) {
+      return WithReason(
+          WithField(absl::PermissionDeniedError(ToAbsl(StrCat("path: user ", uid, " may not read it"))), "path"),
+          "NOT_READABLE");
+    }
     return Import(
         *request, [this, call] { return context_->stopping.load() || call->IsCancelled(); }, model);
   });
@@ -128,9 +136,9 @@ grpc::ServerUnaryReactor* ModelsService::DeleteModel(grpc::CallbackServerContext
   });
 }
 
-grpc::ServerWriteReactor<v1::GenerateModelResponse>* ModelsService::Generate(grpc::CallbackServerContext*,
+grpc::ServerWriteReactor<v1::GenerateModelResponse>* ModelsService::Generate(grpc::CallbackServerContext* call,
                                                                              const v1::GenerateModelRequest* request) {
-  return StreamPump<v1::GenerateModelResponse>::Create<GeneratePump>(context_->quick, context_, *request);
+  return StreamPump<v1::GenerateModelResponse>::Create<GeneratePump>(context_->quick, call, context_, *request);
 }
 
 }  // namespace hone

@@ -24,7 +24,9 @@ std::string Home() {
 }  // namespace
 
 Places DefaultPlaces(bool system, const std::string& state_dir) {
-  if (system) return {state_dir.empty() ? "/var/lib/honed" : state_dir, "/run/honed/honed.sock"};
+  if (system) {
+    return {state_dir.empty() ? "/var/lib/honed" : state_dir, "/run/honed/honed.sock", "/run/honed/admin.sock"};
+  }
   Places places;
   places.state_dir = state_dir;
   if (places.state_dir.empty()) {

@@ -3,6 +3,7 @@
 // that a client that does not read holds one message and no thread. Not here: what is answered.
 #pragma once
 
+#include <chrono>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -53,10 +54,12 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
 
   // What the service's method returns.
   template <typename Derived, typename... Args>
-  static grpc::ServerWriteReactor<Message>* Create(Executor* executor, Args&&... args) {
+  static grpc::ServerWriteReactor<Message>* Create(Executor* executor, grpc::CallbackServerContext* call,
+                                                   Args&&... args) {
     auto pump = std::make_shared<Derived>(std::forward<Args>(args)...);
     StreamPump* base = pump.get();
     base->executor_ = executor;
+    base->call_ = call;
     base->self_ = pump;
     base->Begin(pump);
     base->Kick();
@@ -75,6 +78,14 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
     PostRun();
   }
 
+  // Ends the call of a client that has not taken a message for much too long. Thread-safe; called now and then.
+  void CheckStall(std::chrono::steady_clock::time_point now) {
+    std::lock_guard lock(mutex_);
+    if (call_ == nullptr || !writing_ || slow_limit_.count() == 0 || now - write_began_ < 2 * slow_limit_) return;
+    call_->TryCancel();  // a status would wait behind the message that nobody takes
+    call_ = nullptr;
+  }
+
   bool cancelled() const {
     std::lock_guard lock(mutex_);
     return cancelled_;
@@ -87,6 +98,10 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
   virtual Next Produce(Message* message, absl::Status* status) = 0;
   // The stream is over, for whatever reason; called once.
   virtual void End() {}
+  // How the stream ends when a message took longer than the limit to be taken.
+  virtual absl::Status TooSlow() { return absl::OkStatus(); }
+  // Set in Begin. Zero: no limit.
+  void LimitWrites(std::chrono::milliseconds limit) { slow_limit_ = limit; }
 
  private:
   void PostRun() {
@@ -100,6 +115,7 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
         again_ = false;
       }
       if (cancelled()) return Finish(absl::CancelledError("the client left"));
+      if (slow_) return Finish(TooSlow());
       Next next = Next::kEnd;
       absl::Status status = Guarded([&]() -> absl::Status {
         absl::Status end;
@@ -108,7 +124,14 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
         return end;
       });
       if (!status.ok()) next = Next::kEnd;
-      if (next == Next::kMessage) return this->StartWrite(&message_);
+      if (next == Next::kMessage) {
+        {
+          std::lock_guard lock(mutex_);
+          writing_ = true;
+          write_began_ = std::chrono::steady_clock::now();
+        }
+        return this->StartWrite(&message_);
+      }
       if (next == Next::kEnd) return Finish(status);
       std::lock_guard lock(mutex_);
       if (again_) continue;
@@ -128,6 +151,11 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
 
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(absl::CancelledError("the client left"));
+    {
+      std::lock_guard lock(mutex_);
+      writing_ = false;
+      if (slow_limit_.count() > 0 && std::chrono::steady_clock::now() - write_began_ > slow_limit_) slow_ = true;
+    }
     PostRun();
   }
   void OnCancel() override {
@@ -138,6 +166,10 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
     Kick();
   }
   void OnDone() override {
+    {
+      std::lock_guard lock(mutex_);
+      call_ = nullptr;
+    }
     End();
     self_.reset();
   }
@@ -149,6 +181,11 @@ class StreamPump : public grpc::ServerWriteReactor<Message>, public std::enable_
   bool again_ = false;  // Kick came meanwhile
   bool finished_ = false;
   bool cancelled_ = false;
+  bool writing_ = false;
+  bool slow_ = false;
+  std::chrono::milliseconds slow_limit_{0};
+  std::chrono::steady_clock::time_point write_began_;
+  grpc::CallbackServerContext* call_ = nullptr;  // null once the call is over
   Message message_;
 };
 

@@ -6,7 +6,9 @@
 
 #include "proto/base/file.h"
 #include "proto/base/status.h"
+#include "server/blobs.h"
 #include "server/errors.h"
+#include "server/faults.h"
 #include "server/job_lock.h"
 #include "server/store/states.h"
 #include "spdlog/spdlog.h"
@@ -52,6 +54,8 @@ absl::Status Scheduler::RecoverJob(const std::string& job_id) {
   update.end_attempt = {"daemon-restart", "the daemon was started again"};
   if (head.state == v1::CANCELLING) {
     update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", "the last checkpoint is kept"});
+  } else if (head.state == v1::PAUSING && head.reason != kPreempted) {
+    update.states.push_back({v1::PAUSED, "PAUSED_BY_USER", "goes on from its last checkpoint when it is resumed"});
   } else if (!lock.ok() && IsLegalTransition(head.state, v1::HELD)) {
     // One job whose worker cannot be ended must not keep the others from running.
     update.states.push_back(
@@ -89,6 +93,7 @@ void Scheduler::Loop() {
     }
     Reap();
     context_.metrics->Prune();
+    ReleaseHeld();
     StartNext();
   }
 }
@@ -127,32 +132,115 @@ bool Scheduler::FitsNow(const QueuedJob& job) {
   return false;
 }
 
+// Nothing is started on a disk that is as good as full: it would only fail.
+bool Scheduler::DiskHasRoom() {
+  const uint64_t least = context_.options.min_free_disk;
+  const uint64_t free = options_.free_disk ? options_.free_disk() : DiskFree(context_.layout->root());
+  std::string problem;
+  if (free < least) {
+    problem = StrCat("the disk of ", context_.layout->root(), " has ", free >> 20, " MiB free; jobs start again when ",
+                     least >> 20, " MiB are");
+  } else if (context_.ballast != nullptr) {
+    context_.ballast->Fill(least);
+  }
+  std::lock_guard lock(mutex_);
+  if (!problem.empty() && problem_.empty()) spdlog::warn("{}", problem);
+  problem_ = problem;
+  return problem_.empty();
+}
+
+std::string Scheduler::Problem() {
+  std::lock_guard lock(mutex_);
+  return problem_;
+}
+
 void Scheduler::StartNext() {
   while (true) {
-    {
-      std::lock_guard lock(mutex_);
-      if (draining_ || running_.size() >= options_.max_running) return;
-    }
     const absl::StatusOr<std::optional<QueuedJob>> next = context_.store->NextQueued();
     if (!next.ok()) {
       context_.metrics->CountStoreError();
       spdlog::error("scheduler: {}", std::string(next.status().message()));
       return;
     }
-    if (!next->has_value()) return;
+    if (!next->has_value() || !DiskHasRoom()) return;
     const QueuedJob& job = **next;
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (draining_ || running_.contains(job.id)) return;
     const auto delayed = not_before_.find(job.id);
     if (delayed != not_before_.end() && std::chrono::steady_clock::now() < delayed->second) {
       look_again_ = delayed->second;
       return;
     }
-    if (!FitsNow(job)) return;
+    if (running_.size() >= options_.max_running || !FitsNow(job)) {
+      lock.unlock();
+      return MakeRoomFor(job);
+    }
     not_before_.erase(job.id);
     Running& running = running_[job.id];
+    running.priority = job.priority;
+    running.preemptible = job.preemptible;
     running.runner = std::make_unique<JobRunner>(context_, job.id);
     running.thread = std::thread([this, runner = running.runner.get()] { RunOne(runner); });
+  }
+}
+
+void Scheduler::MakeRoomFor(const QueuedJob& job) {
+  std::string victim;
+  {
+    std::lock_guard lock(mutex_);
+    int32_t lowest = job.priority;
+    for (const auto& [id, running] : running_) {
+      if (running.preempted && !running.finished) return;  // room is being made
+      if (!running.preemptible || running.finished || running.priority >= lowest) continue;
+      lowest = running.priority;
+      victim = id;
+    }
+  }
+  if (victim.empty()) return;
+  JobUpdate update;
+  update.states.push_back({v1::PAUSING, std::string(kPreempted), StrCat("makes room for job ", job.id)});
+  const absl::Status status = context_.store->Update(victim, {v1::STARTING, v1::RUNNING}, update);
+  if (!status.ok()) return;  // it is ending by itself
+  spdlog::info("job {}: makes room for job {} of priority {}", victim, job.id, job.priority);
+  std::lock_guard lock(mutex_);
+  const auto found = running_.find(victim);
+  if (found == running_.end()) return;
+  found->second.preempted = true;
+  found->second.runner->RequestPause();
+}
+
+bool Scheduler::CauseIsGone(const HeldJob& job) {
+  if (job.reason == kDiskFull) {
+    const uint64_t free = options_.free_disk ? options_.free_disk() : DiskFree(context_.layout->root());
+    return free >= SpaceToGoOn(job.plan, context_.options.min_free_disk);
+  }
+  if (job.reason == kModelMissing || job.reason == kDataMissing) return !MissingInput(job.resolved_spec).has_value();
+  if (job.reason == kGpuUnhealthy) return (options_.probe_gpu ? options_.probe_gpu() : ProbeGpu()).ok();
+  return false;
+}
+
+// What was held for a resource goes on when it is back. A job that is held again and again waits longer each time.
+void Scheduler::ReleaseHeld() {
+  const auto now = std::chrono::steady_clock::now();
+  {
+    std::lock_guard lock(mutex_);
+    for (const std::string& id : held_forget_) held_.erase(id);
+    held_forget_.clear();
+  }
+  if (now < look_at_held_) return;
+  look_at_held_ = now + options_.hold_poll;
+  const auto jobs = context_.store->HeldJobs();
+  if (!jobs.ok()) return;
+  for (const HeldJob& job : *jobs) {
+    const bool by_itself = job.reason == kDiskFull || job.reason == kModelMissing || job.reason == kDataMissing ||
+                           job.reason == kGpuUnhealthy;
+    if (!by_itself) continue;
+    const auto [at, fresh] = held_.try_emplace(job.id, Held{options_.hold_poll, now});
+    Held& held = at->second;
+    if (now < held.look || !CauseIsGone(job)) continue;
+    held.wait = std::min(held.wait * 2, options_.hold_max);
+    held.look = now + held.wait;
+    if (Requeue(job.id, v1::HELD, "CAUSE_GONE", false).ok()) spdlog::info("job {}: {} is over", job.id, job.reason);
   }
 }
 
@@ -163,41 +251,134 @@ void Scheduler::RunOne(JobRunner* runner) {
   const int64_t failures = context_.store->Failures(id).value_or(0);
   const absl::StatusOr<JobHead> head = context_.store->GetJobHead(id);
   const bool waits = head.ok() && head->state == v1::QUEUED && (failures > 0 || !attempted);
+  const bool ended = head.ok() && IsTerminal(head->state);
   std::lock_guard lock(mutex_);
   if (waits) {
     not_before_[id] = std::chrono::steady_clock::now() + options_.retry_delay * std::max<int64_t>(failures, 1);
   }
+  if (ended) held_forget_.push_back(id);
   running_.at(id).finished = true;
   poked_ = true;
   changed_.notify_all();
 }
 
-absl::Status Scheduler::Cancel(const std::string& job_id) {
+absl::Status Scheduler::Change(const std::string& job_id,
+                               const std::function<absl::Status(const JobHead&, JobUpdate*)>& decide) {
   while (true) {
     HONE_ASSIGN_OR_RETURN(const JobHead head, context_.store->GetJobHead(job_id));
-    if (head.state == v1::CANCELLED || head.state == v1::CANCELLING) return absl::OkStatus();
-    if (IsTerminal(head.state)) {
-      return WithReason(FailedPrecondition("job ", job_id, " has already ended: ", StateName(head.state)),
-                        "JOB_FINISHED");
-    }
     JobUpdate update;
-    const bool active = IsActive(head.state);
-    if (active) {
-      update.states.push_back({v1::CANCELLING, "CANCELLED_BY_USER", "finishes its step and writes a checkpoint"});
-    } else {
-      update.states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", ""});
-    }
+    HONE_RETURN_IF_ERROR(decide(head, &update));
+    if (update.states.empty()) return absl::OkStatus();
     const absl::Status status = context_.store->Update(job_id, {head.state}, update);
-    if (absl::IsFailedPrecondition(status)) continue;  // it moved meanwhile
-    HONE_RETURN_IF_ERROR(status);
-    if (active) {
-      std::lock_guard lock(mutex_);
-      const auto found = running_.find(job_id);
-      if (found != running_.end()) found->second.runner->RequestCancel();
+    if (absl::IsFailedPrecondition(status)) {
+      HONE_ASSIGN_OR_RETURN(const JobHead now, context_.store->GetJobHead(job_id));
+      if (now.state != head.state) continue;  // it moved meanwhile
     }
-    Wake();
-    return absl::OkStatus();
+    return status;
   }
+}
+
+namespace {
+
+absl::Status Finished(const std::string& job_id, const JobHead& head) {
+  return WithReason(FailedPrecondition("job ", job_id, " has already ended: ", StateName(head.state)), "JOB_FINISHED");
+}
+
+}  // namespace
+
+absl::Status Scheduler::Cancel(const std::string& job_id) {
+  bool active = false;
+  HONE_RETURN_IF_ERROR(Change(job_id, [&](const JobHead& head, JobUpdate* update) -> absl::Status {
+    active = IsActive(head.state);
+    if (head.state == v1::CANCELLED || head.state == v1::CANCELLING) return absl::OkStatus();
+    if (IsTerminal(head.state)) return Finished(job_id, head);
+    if (active) {
+      update->states.push_back({v1::CANCELLING, "CANCELLED_BY_USER", "finishes its step and writes a checkpoint"});
+    } else {
+      update->states.push_back({v1::CANCELLED, "CANCELLED_BY_USER", ""});
+    }
+    return absl::OkStatus();
+  }));
+  if (active) {
+    std::lock_guard lock(mutex_);
+    const auto found = running_.find(job_id);
+    if (found != running_.end()) found->second.runner->RequestCancel();
+  }
+  Wake();
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Pause(const std::string& job_id) {
+  bool active = false;
+  HONE_RETURN_IF_ERROR(Change(job_id, [&](const JobHead& head, JobUpdate* update) -> absl::Status {
+    active = IsActive(head.state);
+    const bool pausing = head.state == v1::PAUSING && head.reason != kPreempted;
+    if (head.state == v1::PAUSED || pausing) return absl::OkStatus();
+    if (IsTerminal(head.state)) return Finished(job_id, head);
+    if (IsLegalTransition(head.state, v1::PAUSED) && !active) {
+      update->states.push_back({v1::PAUSED, "PAUSED_BY_USER", "waits until it is resumed"});
+    } else if (IsLegalTransition(head.state, v1::PAUSING)) {
+      update->states.push_back({v1::PAUSING, "PAUSED_BY_USER", "finishes its step and writes a checkpoint"});
+    } else {
+      return WithReason(FailedPrecondition("job ", job_id, " is ", StateName(head.state), " (", head.reason,
+                                           ") and cannot be paused now"),
+                        "NOT_PAUSABLE");
+    }
+    return absl::OkStatus();
+  }));
+  if (active) {
+    std::lock_guard lock(mutex_);
+    const auto found = running_.find(job_id);
+    if (found != running_.end()) found->second.runner->RequestPause();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Requeue(const std::string& job_id, v1::JobState from, std::string_view reason,
+                                bool drop_dependencies) {
+  return Change(job_id, [&](const JobHead& head, JobUpdate* update) -> absl::Status {
+    if (head.state == from) {
+      update->drop_dependencies = drop_dependencies && head.reason == "DEPENDENCY_FAILED";
+      update->states.push_back({v1::QUEUED, std::string(reason), "waits for its turn"});
+      return absl::OkStatus();
+    }
+    if (IsTerminal(head.state)) return Finished(job_id, head);
+    const bool goes_on =
+        head.state == v1::QUEUED || (IsActive(head.state) && head.state != v1::CANCELLING && head.state != v1::PAUSING);
+    if (goes_on) return absl::OkStatus();
+    const std::string_view hint = head.state == v1::HELD     ? "; release it"
+                                  : head.state == v1::PAUSED ? "; resume it"
+                                                             : "; try again when it is at rest";
+    return WithReason(FailedPrecondition("job ", job_id, " is ", StateName(head.state), hint),
+                      from == v1::PAUSED ? "NOT_PAUSED" : "NOT_HELD");
+  });
+}
+
+absl::Status Scheduler::Resume(const std::string& job_id) {
+  HONE_RETURN_IF_ERROR(Requeue(job_id, v1::PAUSED, "RESUMED_BY_USER", false));
+  Wake();
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Release(const std::string& job_id) {
+  HONE_RETURN_IF_ERROR(Requeue(job_id, v1::HELD, "RELEASED_BY_USER", true));
+  Wake();
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Hold(const std::string& job_id, const std::string& message) {
+  return Change(job_id, [&](const JobHead& head, JobUpdate* update) -> absl::Status {
+    if (head.state == v1::HELD) return absl::OkStatus();
+    if (IsTerminal(head.state)) return Finished(job_id, head);
+    if (head.state != v1::QUEUED) {
+      return WithReason(FailedPrecondition("job ", job_id, " is ", StateName(head.state),
+                                           "; only a waiting job can be held, a running one paused"),
+                        "NOT_QUEUED");
+    }
+    update->states.push_back(
+        {v1::HELD, "HELD_BY_USER", message.empty() ? std::string("waits until it is released") : message});
+    return absl::OkStatus();
+  });
 }
 
 void Scheduler::Drain() {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -14,6 +15,7 @@
 #include "hone/v1/models.grpc.pb.h"
 #include "server/admission.h"
 #include "server/blobs.h"
+#include "server/doorman.h"
 #include "server/event_hub.h"
 #include "server/executor.h"
 #include "server/layout.h"
@@ -31,15 +33,24 @@ struct ServiceContext {
   Scheduler* scheduler = nullptr;
   Admission* admission = nullptr;
   BlobStore* blobs = nullptr;
-  Executor* quick = nullptr;     // the store and files: never waits for a worker
-  Executor* slow = nullptr;      // plans, validations, inspections
-  Executor* sessions = nullptr;  // generation
+  Executor* quick = nullptr;         // the store and files: never waits for a worker
+  Executor* slow = nullptr;          // plans, validations, inspections
+  Executor* sessions = nullptr;      // generation
+  const Doorman* doorman = nullptr;  // null: everybody is an admin (tests without sockets)
+  uint64_t max_unfinished = 20000;   // jobs; NewJob says more
+  uint64_t max_unfinished_of_owner = 10000;
+  std::chrono::milliseconds slow_reader = std::chrono::seconds(30);  // a write that takes longer ends the stream
   std::string worker_program;
   int64_t start_time_us = 0;
   std::function<void()> request_shutdown;
   std::atomic<bool> draining{false};  // no new work
   std::atomic<bool> stopping{false};  // streams end
 };
+
+// Who calls.
+Caller CallerOf(const ServiceContext& context, const grpc::ServerContextBase& call);
+// PERMISSION_DENIED with reason NOT_OWNER unless the caller is an admin, or the owner, or nobody owns it.
+absl::Status MayChange(const Caller& caller, int64_t owner_uid, std::string_view what);
 
 // UNAVAILABLE with reason DRAINING.
 absl::Status DrainingError();

@@ -18,7 +18,7 @@ bool IsIdText(std::string_view text) {
 // Columns of a list or full job, in the order ReadJobColumns takes them.
 constexpr const char* kJobColumns =
     "ordinal, id, display_name, priority, state, reason, message, created_us, started_us, ended_us, last_sequence, "
-    "spec, last_step, last_eval, memory, result_json";
+    "spec, last_step, last_eval, memory, result_json, options, queue_rank, owner_uid, run_us, checkpoint_step";
 
 absl::Status ReadJobColumns(const Statement& row, v1::Job* job) {
   job->set_id(row.Text(1));
@@ -37,6 +37,11 @@ absl::Status ReadJobColumns(const Statement& row, v1::Job* job) {
   if (!row.IsNull(13)) HONE_RETURN_IF_ERROR(Parse(row.Text(13), job->mutable_last_eval()));
   if (!row.IsNull(14)) HONE_RETURN_IF_ERROR(Parse(row.Text(14), job->mutable_memory()));
   job->set_result_json(row.Text(15));
+  if (!row.IsNull(16)) HONE_RETURN_IF_ERROR(Parse(row.Text(16), job->mutable_options()));
+  job->set_queue_rank(row.Int(17));
+  if (row.Int(18) >= 0) job->set_owner_uid(row.Int(18));
+  job->set_run_seconds(static_cast<double>(row.Int(19)) * 1e-6);
+  job->set_checkpoint_step(static_cast<uint64_t>(row.Int(20)));
   return absl::OkStatus();
 }
 
@@ -46,7 +51,8 @@ absl::StatusOr<Store::Row> Store::ReadRow(const std::string& id) {
   HONE_ASSIGN_OR_RETURN(
       Statement statement,
       db_->Prepare("SELECT state, last_sequence, failures, checkpoint_step, "
-                   "(SELECT COALESCE(MAX(number), 0) FROM attempts WHERE job_id = id) FROM jobs WHERE id = ?"));
+                   "(SELECT COALESCE(MAX(number), 0) FROM attempts WHERE job_id = id), reason, blocked, owner_uid "
+                   "FROM jobs WHERE id = ?"));
   HONE_ASSIGN_OR_RETURN(const bool found, statement.Bind(id).Step());
   if (!found) return NotFound("no job \"", id, "\"");
   Row row;
@@ -56,6 +62,9 @@ absl::StatusOr<Store::Row> Store::ReadRow(const std::string& id) {
   row.failures = statement.Int(2);
   row.checkpoint_step = static_cast<uint64_t>(statement.Int(3));
   row.attempt = static_cast<uint32_t>(statement.Int(4));
+  row.reason = statement.Text(5);
+  row.blocked = statement.Int(6);
+  row.owner_uid = statement.Int(7);
   return row;
 }
 
@@ -90,12 +99,12 @@ absl::StatusOr<v1::Job> Store::ReadJob(const std::string& id, bool full) {
   v1::Job job;
   HONE_RETURN_IF_ERROR(ReadJobColumns(statement, &job));
   if (full) {
-    HONE_RETURN_IF_ERROR(Parse(statement.Text(16), job.mutable_resolved_spec()));
+    HONE_RETURN_IF_ERROR(Parse(statement.Text(21), job.mutable_resolved_spec()));
     v1::ListArtifactsResponse artifacts;
-    HONE_RETURN_IF_ERROR(Parse(statement.Text(17), &artifacts));
+    HONE_RETURN_IF_ERROR(Parse(statement.Text(22), &artifacts));
     job.mutable_artifacts()->Swap(artifacts.mutable_artifacts());
   }
-  if (!statement.IsNull(18)) HONE_RETURN_IF_ERROR(Parse(statement.Text(18), job.mutable_plan()));
+  if (!statement.IsNull(23)) HONE_RETURN_IF_ERROR(Parse(statement.Text(23), job.mutable_plan()));
   HONE_RETURN_IF_ERROR(ReadAttempts(&job));
   return job;
 }
@@ -108,7 +117,7 @@ absl::StatusOr<v1::Job> Store::GetJob(const std::string& id) {
 absl::StatusOr<JobHead> Store::GetJobHead(const std::string& id) {
   std::lock_guard lock(mutex_);
   HONE_ASSIGN_OR_RETURN(const Row row, ReadRow(id));
-  return JobHead{row.state, row.last_sequence};
+  return JobHead{row.state, row.last_sequence, row.reason, row.owner_uid};
 }
 
 absl::StatusOr<int64_t> Store::Failures(const std::string& id) {
@@ -136,25 +145,33 @@ absl::StatusOr<std::string> Store::ResolveJobName(std::string_view name) {
   return id;
 }
 
-absl::StatusOr<JobPage> Store::ListJobs(int page_size, const std::string& page_token,
-                                        const std::vector<v1::JobState>& states) {
+absl::StatusOr<JobPage> Store::ListJobs(int page_size, const std::string& page_token, const JobFilter& filter) {
   HONE_ASSIGN_OR_RETURN(const int size, PageSize(page_size));
   int64_t before = INT64_MAX;
   if (!page_token.empty()) {
     HONE_ASSIGN_OR_RETURN(before, ParsePageToken('j', page_token));
   }
-  std::string filter;
-  for (const v1::JobState state : states) {
+  std::string where;
+  for (const v1::JobState state : filter.states) {
     if (!v1::JobState_IsValid(state)) return FieldError("states", StrCat(static_cast<int>(state), " is no state"));
-    filter += StrCat(filter.empty() ? " AND state IN (" : ", ", static_cast<int>(state));
+    where += StrCat(where.empty() ? " AND state IN (" : ", ", static_cast<int>(state));
   }
-  if (!filter.empty()) filter += ")";
+  if (!where.empty()) where += ")";
+  if (filter.owner_uid.has_value()) where += " AND owner_uid = ?";
+  if (!filter.name_contains.empty()) where += " AND instr(display_name, ?) > 0";
+  for (size_t i = 0; i < filter.labels.size(); ++i) {
+    where += " AND EXISTS (SELECT 1 FROM labels WHERE job_id = jobs.id AND key = ? AND value = ?)";
+  }
   const std::string sql =
-      StrCat("SELECT ", kJobColumns, " FROM jobs WHERE ordinal < ?", filter, " ORDER BY ordinal DESC LIMIT ?");
+      StrCat("SELECT ", kJobColumns, " FROM jobs WHERE ordinal < ?", where, " ORDER BY ordinal DESC LIMIT ?");
 
   std::lock_guard lock(mutex_);
   HONE_ASSIGN_OR_RETURN(Statement statement, db_->Prepare(sql.c_str()));
-  statement.Bind(before).Bind(int64_t{size} + 1);
+  statement.Bind(before);
+  if (filter.owner_uid.has_value()) statement.Bind(*filter.owner_uid);
+  if (!filter.name_contains.empty()) statement.Bind(filter.name_contains);
+  for (const auto& [key, value] : filter.labels) statement.Bind(key).Bind(value);
+  statement.Bind(int64_t{size} + 1);
   JobPage page;
   int64_t last_ordinal = 0;
   while (true) {
@@ -189,8 +206,8 @@ absl::StatusOr<std::optional<QueuedJob>> Store::NextQueued() {
   std::lock_guard lock(mutex_);
   HONE_ASSIGN_OR_RETURN(
       Statement statement,
-      db_->Prepare("SELECT id, priority, reason, failures, (SELECT plan FROM plans WHERE job_id = id) "
-                   "FROM jobs WHERE state = ? ORDER BY priority DESC, ordinal LIMIT 1"));
+      db_->Prepare("SELECT id, priority, reason, failures, (SELECT plan FROM plans WHERE job_id = id), options "
+                   "FROM jobs WHERE state = ? AND blocked = 0 ORDER BY priority DESC, queue_rank LIMIT 1"));
   HONE_ASSIGN_OR_RETURN(const bool found, statement.Bind(int64_t{v1::QUEUED}).Step());
   if (!found) return std::nullopt;
   QueuedJob job;
@@ -199,7 +216,43 @@ absl::StatusOr<std::optional<QueuedJob>> Store::NextQueued() {
   job.reason = statement.Text(2);
   job.failures = statement.Int(3);
   HONE_RETURN_IF_ERROR(Parse(statement.Text(4), &job.plan));
+  v1::JobOptions options;
+  HONE_RETURN_IF_ERROR(Parse(statement.Text(5), &options));
+  job.preemptible = options.preemptible();
   return job;
+}
+
+absl::StatusOr<std::vector<HeldJob>> Store::HeldJobs() {
+  std::lock_guard lock(mutex_);
+  HONE_ASSIGN_OR_RETURN(Statement statement,
+                        db_->Prepare("SELECT id, reason, resolved_spec, (SELECT plan FROM plans WHERE job_id = id) "
+                                     "FROM jobs WHERE state = ? ORDER BY priority DESC, queue_rank"));
+  statement.Bind(int64_t{v1::HELD});
+  std::vector<HeldJob> jobs;
+  while (true) {
+    HONE_ASSIGN_OR_RETURN(const bool more, statement.Step());
+    if (!more) return jobs;
+    HeldJob& job = jobs.emplace_back();
+    job.id = statement.Text(0);
+    job.reason = statement.Text(1);
+    HONE_RETURN_IF_ERROR(Parse(statement.Text(2), &job.resolved_spec));
+    HONE_RETURN_IF_ERROR(Parse(statement.Text(3), &job.plan));
+  }
+}
+
+absl::StatusOr<std::vector<EndedJob>> Store::EndedJobs(int64_t before_us, int64_t bits, int limit) {
+  std::lock_guard lock(mutex_);
+  HONE_ASSIGN_OR_RETURN(
+      Statement statement,
+      db_->Prepare("SELECT id, ended_us, purged FROM jobs WHERE ended_us IS NOT NULL AND ended_us < ? "
+                   "AND purged & ? <> ? ORDER BY ended_us LIMIT ?"));
+  statement.Bind(before_us).Bind(bits).Bind(bits).Bind(int64_t{limit});
+  std::vector<EndedJob> jobs;
+  while (true) {
+    HONE_ASSIGN_OR_RETURN(const bool more, statement.Step());
+    if (!more) return jobs;
+    jobs.push_back({statement.Text(0), statement.Int(1), statement.Int(2)});
+  }
 }
 
 absl::StatusOr<std::vector<std::string>> Store::JobsIn(const std::vector<v1::JobState>& states) {

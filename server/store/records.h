@@ -55,6 +55,9 @@ struct Store::Row {
   int64_t failures = 0;
   uint64_t checkpoint_step = 0;
   uint32_t attempt = 0;  // number of the newest, 0: none yet
+  std::string reason;
+  int64_t blocked = 0;  // jobs it waits for
+  int64_t owner_uid = -1;
 };
 
 }  // namespace hone

@@ -79,6 +79,35 @@ CREATE TABLE blobs (
   created_us INTEGER NOT NULL
 ) WITHOUT ROWID;
 )sql",
+    // 2: a queue that can be reordered, jobs that wait for jobs, owners, labels, retention.
+    R"sql(
+ALTER TABLE jobs ADD COLUMN queue_rank INTEGER NOT NULL DEFAULT 0;  -- order within a priority, gaps for moves
+ALTER TABLE jobs ADD COLUMN owner_uid INTEGER NOT NULL DEFAULT -1;  -- -1: unknown
+ALTER TABLE jobs ADD COLUMN options BLOB;                           -- hone.v1.JobOptions
+ALTER TABLE jobs ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;     -- jobs it waits for that have not succeeded yet
+ALTER TABLE jobs ADD COLUMN run_us INTEGER NOT NULL DEFAULT 0;      -- of all ended attempts
+ALTER TABLE jobs ADD COLUMN purged INTEGER NOT NULL DEFAULT 0;      -- by retention: 1 logs, 2 checkpoints, 4 events
+UPDATE jobs SET queue_rank = ordinal * 1048576;
+DROP INDEX jobs_by_state;
+CREATE INDEX jobs_by_state ON jobs (state, blocked, priority DESC, queue_rank);
+CREATE INDEX jobs_by_owner ON jobs (owner_uid, state);
+CREATE INDEX jobs_by_end ON jobs (ended_us) WHERE ended_us IS NOT NULL;
+
+CREATE TABLE dependencies (
+  after_id TEXT NOT NULL REFERENCES jobs (id),
+  job_id TEXT NOT NULL REFERENCES jobs (id),
+  PRIMARY KEY (after_id, job_id)
+) WITHOUT ROWID;
+CREATE INDEX dependencies_by_job ON dependencies (job_id);
+
+CREATE TABLE labels (
+  job_id TEXT NOT NULL REFERENCES jobs (id),
+  key TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (job_id, key)
+) WITHOUT ROWID;
+CREATE INDEX labels_by_value ON labels (key, value, job_id);
+)sql",
 };
 
 }  // namespace hone

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -11,9 +12,14 @@ namespace {
 
 absl::Status SqliteError(sqlite3* db, int code, std::string_view action) {
   const std::string text = StrCat("store: ", action, ": ", db ? sqlite3_errmsg(db) : sqlite3_errstr(code));
+  // The file of shared memory cannot grow: on a full disk this is what the first access to a new page says.
+  const bool full = (code & 0xff) == SQLITE_FULL || code == SQLITE_IOERR_SHMSIZE;
+  if (full) {
+    absl::Status status = ResourceExhausted(text, "; free some disk space in the state folder");
+    status.SetPayload(kStatusReasonPayload, absl::Cord("DISK_FULL"));
+    return status;
+  }
   switch (code & 0xff) {
-    case SQLITE_FULL:
-      return absl::ResourceExhaustedError(ToAbsl(StrCat(text, "; free some disk space in the state folder")));
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
       return absl::DataLossError(ToAbsl(text));

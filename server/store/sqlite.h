@@ -18,6 +18,9 @@ struct sqlite3_stmt;
 
 namespace hone {
 
+// Payload of a status: a reason for programs, UPPER_SNAKE_CASE. A full disk has DISK_FULL.
+inline constexpr char kStatusReasonPayload[] = "hone.dev/reason";
+
 class Database;
 
 // A prepared statement. Parameters are bound in order; columns are read after Step returned true.

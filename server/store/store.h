@@ -38,6 +38,10 @@ struct NewJob {
   std::vector<std::string> warnings;  // become events
   std::string request_id;             // empty: no idempotency
   std::string fingerprint;            // digest of what was asked under request_id
+  v1::JobOptions options;             // `after` as ids of jobs that exist
+  int64_t owner_uid = -1;             // -1: unknown
+  uint64_t max_unfinished = 0;        // of all jobs; more are refused with reason QUOTA_EXCEEDED. 0: no limit
+  uint64_t max_unfinished_of_owner = 0;
 };
 
 struct CreatedJob {
@@ -68,6 +72,16 @@ struct JobUpdate {
   std::optional<std::string> result_json;
   std::optional<v1::Plan> plan;  // replaces the stored one
   bool count_failure = false;    // one more attempt without a new checkpoint
+  std::optional<int32_t> priority;
+  std::map<std::string, std::string> labels;  // set; an empty value removes
+  bool drop_dependencies = false;             // it waits for no other job any more
+};
+
+// Where a waiting job goes in the queue.
+struct QueuePlace {
+  enum class Kind { kFirst, kBefore, kBehind };
+  Kind kind = Kind::kFirst;
+  std::string other;  // a waiting job, for kBefore and kBehind: its priority is taken, too
 };
 
 // What the scheduler needs of a waiting job.
@@ -77,12 +91,38 @@ struct QueuedJob {
   std::string reason;
   int64_t failures = 0;
   v1::Plan plan;
+  bool preemptible = false;
 };
 
 struct JobHead {
   v1::JobState state = v1::JOB_STATE_UNSPECIFIED;
   uint64_t last_sequence = 0;
+  std::string reason;
+  int64_t owner_uid = -1;
 };
+
+// What the scheduler needs of a job that is HELD.
+struct HeldJob {
+  std::string id;
+  std::string reason;
+  v1::JobSpec resolved_spec;
+  v1::Plan plan;
+};
+
+struct JobFilter {
+  std::vector<v1::JobState> states;           // empty: all
+  std::map<std::string, std::string> labels;  // all of them
+  std::string name_contains;
+  std::optional<int64_t> owner_uid;
+};
+
+// A job that has ended and of which something is still kept.
+struct EndedJob {
+  std::string id;
+  int64_t ended_us = 0;
+  int64_t purged = 0;  // Purged bits
+};
+enum Purged : int64_t { kPurgedLogs = 1, kPurgedCheckpoints = 2, kPurgedEvents = 4 };
 
 struct JobPage {
   std::vector<v1::Job> jobs;  // newest first, without resolved_spec and artifacts
@@ -114,13 +154,19 @@ class Store {
   absl::StatusOr<std::string> ResolveJobName(std::string_view name);
   absl::StatusOr<v1::Job> GetJob(const std::string& id);
   absl::StatusOr<JobHead> GetJobHead(const std::string& id);
-  absl::StatusOr<JobPage> ListJobs(int page_size, const std::string& page_token,
-                                   const std::vector<v1::JobState>& states);
+  absl::StatusOr<JobPage> ListJobs(int page_size, const std::string& page_token, const JobFilter& filter);
   // Fails with FAILED_PRECONDITION unless the job is in one of `expected` (empty: any) and every step is legal.
   absl::Status Update(const std::string& id, const std::vector<v1::JobState>& expected, const JobUpdate& update);
   // Events after a sequence number, in order.
   absl::StatusOr<std::vector<v1::JobEvent>> Events(const std::string& id, uint64_t after, int limit);
-  // The job to be started next: highest priority, then the oldest.
+  // Moves a waiting job (QUEUED, PAUSED or HELD) within the queue. One transaction.
+  absl::Status MoveJob(const std::string& id, const QueuePlace& place);
+  absl::StatusOr<std::vector<HeldJob>> HeldJobs();
+  // Jobs that ended before a time, the oldest first, unless all of `bits` have been purged.
+  absl::StatusOr<std::vector<EndedJob>> EndedJobs(int64_t before_us, int64_t bits, int limit);
+  // Notes that something of an ended job was removed; kPurgedEvents removes its events but the last.
+  absl::Status Purge(const std::string& id, int64_t bits);
+  // The job to be started next, of those that wait for no other: highest priority, then the first in the queue.
   absl::StatusOr<std::optional<QueuedJob>> NextQueued();
   absl::StatusOr<std::vector<std::string>> JobsIn(const std::vector<v1::JobState>& states);
   absl::StatusOr<std::map<v1::JobState, uint64_t>> CountJobs();
@@ -144,6 +190,18 @@ class Store {
   absl::Status Write(const std::function<absl::Status()>& body);
 
   struct Row;
+  // A job that changed because another one did.
+  struct Change {
+    std::string id;
+    v1::JobState from, to;
+  };
+  absl::StatusOr<int64_t> AddOptions(const NewJob& job, const std::string& id);
+  absl::Status CheckQuota(const NewJob& job);
+  absl::Status SettleDependents(const Row& row);
+  absl::StatusOr<bool> ADependencyFailed(const Row& row);
+  absl::Status ApplyLabels(const Row& row, const JobUpdate& update);
+  absl::StatusOr<int64_t> FreeRank(const std::string& id, const QueuePlace& place, int32_t* priority);
+  absl::Status Renumber(int32_t priority);
   absl::StatusOr<Row> ReadRow(const std::string& id);
   absl::StatusOr<v1::Job> ReadJob(const std::string& id, bool full);
   absl::Status ReadAttempts(v1::Job* job);
@@ -157,6 +215,7 @@ class Store {
   mutable std::mutex mutex_;
   std::unique_ptr<Database> db_;
   bool broken_ = false;
+  std::vector<Change> changes_;  // of the transaction under way
   Observer observer_;
 };
 

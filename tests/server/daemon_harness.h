@@ -112,6 +112,41 @@ class Client {
     request.set_name(id);
     return jobs->CancelJob(&context, request, job);
   }
+  grpc::Status Create(const v1::CreateJobRequest& request, v1::Job* job) {
+    grpc::ClientContext context;
+    Deadline(&context);
+    return jobs->CreateJob(&context, request, job);
+  }
+  std::string MustCreate(const v1::JobSpec& spec, const v1::JobOptions& options, int priority = 0) {
+    v1::CreateJobRequest request;
+    *request.mutable_spec() = spec;
+    *request.mutable_options() = options;
+    request.set_priority(priority);
+    v1::Job job;
+    const grpc::Status status = Create(request, &job);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return job.id();
+  }
+  grpc::Status Pause(const std::string& id) { return Act<v1::PauseJobRequest>(&v1::Jobs::Stub::PauseJob, id); }
+  grpc::Status Resume(const std::string& id) { return Act<v1::ResumeJobRequest>(&v1::Jobs::Stub::ResumeJob, id); }
+  grpc::Status Hold(const std::string& id) { return Act<v1::HoldJobRequest>(&v1::Jobs::Stub::HoldJob, id); }
+  grpc::Status Release(const std::string& id) { return Act<v1::ReleaseJobRequest>(&v1::Jobs::Stub::ReleaseJob, id); }
+  template <typename Request>
+  grpc::Status Act(grpc::Status (v1::Jobs::Stub::*method)(grpc::ClientContext*, const Request&, v1::Job*),
+                   const std::string& id) {
+    grpc::ClientContext context;
+    Deadline(&context);
+    Request request;
+    request.set_name(id);
+    v1::Job job;
+    return (jobs.get()->*method)(&context, request, &job);
+  }
+  grpc::Status Update(const v1::UpdateJobRequest& request) {
+    grpc::ClientContext context;
+    Deadline(&context);
+    v1::Job job;
+    return jobs->UpdateJob(&context, request, &job);
+  }
   // All events after a number; the stream's status in *status.
   std::vector<v1::JobEvent> Watch(const std::string& id, uint64_t after = 0, grpc::Status* status = nullptr,
                                   const std::function<bool(const v1::JobEvent&)>& more = nullptr) {

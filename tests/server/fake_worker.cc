@@ -11,6 +11,10 @@
 //   garbage=N      sends bytes that are no frame after step N
 //   plan-sleep=MS  planning takes that long
 //   big-plan       a plan of 2^60 bytes that "fits"
+//   deaf           does not hear that it is to stop
+//   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
+//   say=TEXT       so much to stderr (the log) at each step
+// A full disk under the output folder is an error RESOURCE_EXHAUSTED, as a real worker's.
 // Its state is one line in <output>/progress, written before the checkpoint is reported, as a real worker's would be.
 #include <fcntl.h>
 #include <poll.h>
@@ -102,8 +106,15 @@ void Plan(const v1::Run& run, const Script& script) {
   SendDone(0, "");
 }
 
+// A checkpoint is kCheckpointBytes long, so that a small disk fills up.
+constexpr size_t kCheckpointBytes = 64 << 10;
+
 void SaveCheckpoint(const v1::Run& run, uint64_t step) {
-  if (!WriteFileDurably(run.output_dir() + "/progress", std::to_string(step)).ok()) _exit(8);
+  const std::string text = std::to_string(step) + "\n" + std::string(kCheckpointBytes, ' ');
+  if (const absl::Status written = WriteFileDurably(run.output_dir() + "/progress", text); !written.ok()) {
+    SendDone(static_cast<int>(written.code()), std::string(written.message()));
+    _exit(1);
+  }
   v1::FromWorker message;
   message.mutable_checkpoint()->set_step(step);
   message.mutable_checkpoint()->set_path(run.output_dir() + "/progress");
@@ -144,6 +155,17 @@ void Misbehave(const v1::Run& run, const Script& script, uint64_t step) {
     [[maybe_unused]] const ssize_t written = write(kChannel, "\xff\xff\xff\xff", 4);
     Sleep(60000);
   }
+  const std::string lost = run.output_dir() + "/lost";
+  if (script.Number("cuda", 0) == step) {
+    SendDone(13, "gemm: cudaErrorIllegalAddress: an illegal memory access was encountered");
+    _exit(1);
+  }
+  if (script.Number("cuda-lost", 0) == step && access(lost.c_str(), F_OK) != 0) {
+    std::ofstream(lost) << "1";
+    SendDone(9, "CUDA device 0: cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable");
+    _exit(1);
+  }
+  if (script.Has("say")) std::fprintf(stderr, "%s\n", std::string(script.Number("say", 0), 'x').c_str());
   if (script.Number("hang-hard", 0) == step) signal(SIGTERM, SIG_IGN);
   if (script.Number("hang", 0) == step || script.Number("hang-hard", 0) == step) Sleep(60000);
 }
@@ -152,7 +174,11 @@ void Finish(const v1::Run& run, uint64_t steps) {
   SendProgress(v1::PHASE_FINALIZING);
   mkdir((run.output_dir() + "/adapter").c_str(), 0750);
   const std::string weights = "weights after " + std::to_string(steps) + " steps\n";
-  if (!WriteFileDurably(run.output_dir() + "/adapter/adapter_model.safetensors", weights).ok()) _exit(8);
+  const auto written = WriteFileDurably(run.output_dir() + "/adapter/adapter_model.safetensors", weights);
+  if (!written.ok()) {
+    SendDone(static_cast<int>(written.code()), std::string(written.message()));
+    _exit(1);
+  }
   v1::FromWorker message;
   v1::Done* done = message.mutable_done();
   done->set_last_step(steps);
@@ -187,7 +213,7 @@ void Train(const v1::Run& run, const Script& script) {
     if (step % save == 0) SaveCheckpoint(run, step);
     Misbehave(run, script, step);
     if (!Look(&cancel)) _exit(9);
-    if (!cancel) continue;
+    if (!cancel || script.Has("deaf")) continue;
     SaveCheckpoint(run, step);
     v1::FromWorker message;
     message.mutable_done()->set_cancelled(true);
@@ -242,7 +268,7 @@ int Main() {
   Send(hello);
   const v1::Run& run = message.assign().runs(0);
   const Script script(run.spec().name());
-  std::fprintf(stderr, "fake worker: verb %d, attempt %u\n", message.assign().verb(), run.attempt());
+  std::fprintf(stderr, "fake worker, pid %d: verb %d, attempt %u\n", getpid(), message.assign().verb(), run.attempt());
   switch (message.assign().verb()) {
     case v1::VERB_PLAN:
       Plan(run, script);

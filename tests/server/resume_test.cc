@@ -161,5 +161,42 @@ TEST_F(ResumeTest, KillingWorkerOrDaemonChangesNoBit) {
               AdapterDigest(calm.id()).c_str());
 }
 
+// Paused twice while it runs, once while it waits, and resumed: no bit changes. How long a pause takes is printed.
+TEST_F(ResumeTest, PausingChangesNoBit) {
+  const v1::Job calm = client_->Await(Submit());
+  ASSERT_EQ(calm.state(), v1::SUCCEEDED) << calm.state_message();
+  const std::string id = Submit();
+  double slowest = 0;
+  for (const uint64_t step : {uint64_t{5}, uint64_t{20}}) {
+    client_->Watch(id, 0, nullptr, [&](const v1::JobEvent& event) { return event.step().step() < step; });
+    const auto begin = std::chrono::steady_clock::now();
+    ASSERT_TRUE(client_->Pause(id).ok());
+    ASSERT_EQ(client_->Await(id).state(), v1::PAUSED);
+    EXPECT_TRUE(ChildrenOf(honed_.pid()).empty());  // the device is free
+    slowest = std::max(slowest, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    const std::string other = Submit();
+    ASSERT_TRUE(client_->AwaitState(other, v1::RUNNING));
+    ASSERT_TRUE(client_->Resume(id).ok());
+    ASSERT_TRUE(client_->Pause(id).ok());  // it waits behind the other
+    EXPECT_EQ(client_->Get(id).state(), v1::PAUSED);
+    v1::Job cancelled;
+    ASSERT_TRUE(client_->Cancel(other, &cancelled).ok());
+    ASSERT_TRUE(client_->Resume(id).ok());
+  }
+  const v1::Job done = client_->Await(id);
+  ASSERT_EQ(done.state(), v1::SUCCEEDED) << done.state_message();
+  ASSERT_EQ(done.attempts_size(), 3);
+  EXPECT_EQ(done.attempts(0).exit(), "paused");
+  EXPECT_EQ(done.attempts(1).exit(), "paused");
+  // No step was done twice: each attempt goes on where the one before wrote its checkpoint.
+  EXPECT_EQ(done.attempts(1).first_step(), done.attempts(0).last_step() + 1);
+  EXPECT_EQ(done.attempts(2).first_step(), done.attempts(1).last_step() + 1);
+  EXPECT_EQ(AdapterDigest(id), AdapterDigest(calm.id()));
+  EXPECT_EQ(Losses(done), Losses(calm));
+  std::printf("paused after steps %llu and %llu, the slowest pause took %.2f s; adapter %s twice\n",
+              static_cast<unsigned long long>(done.attempts(0).last_step()),
+              static_cast<unsigned long long>(done.attempts(1).last_step()), slowest, AdapterDigest(id).c_str());
+}
+
 }  // namespace
 }  // namespace hone

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "proto/base/status.h"
+#include "server/store/schema.h"
 #include "server/store/states.h"
 
 namespace hone {
@@ -269,6 +270,43 @@ TEST_F(StoreTest, ANewerSchemaIsRefusedAndAFileThatIsNoDatabaseToo) {
   for (int i = 0; i < 2000; ++i) fputs("not a database ", file);
   fclose(file);
   EXPECT_TRUE(absl::IsDataLoss(Store::Open(folder_ + "/junk.db").status()));
+}
+
+TEST_F(StoreTest, AnOlderSchemaIsBroughtForwardWithItsJobs) {
+  store_.reset();
+  const std::string path = folder_ + "/old.db";
+  {
+    auto db = Database::Open(path);
+    ASSERT_TRUE((*db)->Exec(kMigrations[0]).ok());
+    ASSERT_TRUE((*db)->Exec("PRAGMA user_version=1").ok());
+    // Three jobs as the first version stored them.
+    for (const char* id : {"aaa", "bbb", "ccc"}) {
+      auto insert = (*db)->Prepare(
+          "INSERT INTO jobs (id, display_name, priority, state, reason, message, created_us, "
+          "last_sequence, spec, resolved_spec) VALUES (?, 'n', 0, 2, 'R', '', 1, 0, '', '')");
+      ASSERT_TRUE(insert->Bind(std::string_view(id)).Run().ok());
+    }
+  }
+  auto store = Store::Open(path);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ((*(*store)->NextQueued())->id, "aaa");
+  EXPECT_EQ((*store)->GetJob("bbb")->state(), v1::QUEUED);
+  EXPECT_FALSE((*store)->GetJob("bbb")->has_owner_uid());
+  ASSERT_TRUE((*store)->MoveJob("ccc", {QueuePlace::Kind::kFirst, ""}).ok());
+  EXPECT_EQ((*(*store)->NextQueued())->id, "ccc");
+}
+
+TEST_F(StoreTest, OnlyEndedJobsArePurged) {
+  const std::string id = Create();
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->Purge(id, kPurgedLogs)));
+  EXPECT_TRUE(store_->EndedJobs(INT64_MAX, 7, 10)->empty());
+  ASSERT_TRUE(Go(id, v1::CANCELLED).ok());
+  ASSERT_EQ(store_->EndedJobs(INT64_MAX, kPurgedLogs, 10)->size(), 1u);
+  ASSERT_TRUE(store_->Purge(id, kPurgedLogs | kPurgedEvents).ok());
+  EXPECT_TRUE(store_->EndedJobs(INT64_MAX, kPurgedLogs, 10)->empty());
+  EXPECT_EQ(store_->EndedJobs(INT64_MAX, kPurgedCheckpoints, 10)->size(), 1u);
+  ASSERT_EQ(store_->Events(id, 0, 10)->size(), 1u);
+  EXPECT_EQ(store_->GetJob(id)->last_sequence(), store_->Events(id, 0, 10)->at(0).sequence());
 }
 
 TEST_F(StoreTest, TheObserverHearsOfEveryChange) {

@@ -1,0 +1,90 @@
+// Who comes in: accepts connections on the daemon's Unix sockets, learns the peer's user (SO_PEERCRED), and hands a
+// connection to gRPC only after it has sent HTTP/2's preface, so that half-open and foreign connections cost a
+// descriptor for a few seconds and nothing else. Bounded: in all, per user, and of those that have not spoken yet.
+// gRPC names the peer of such a connection after its descriptor; Who() turns that name into the user.
+// Not here: what a user may do (callers.h), TCP (daemon.cc).
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "grpcpp/grpcpp.h"
+
+namespace hone {
+
+struct Caller {
+  int64_t uid = -1;    // -1: unknown (not a Unix socket)
+  bool admin = false;  // may act on everybody's jobs and stop the daemon
+};
+
+class Doorman {
+ public:
+  struct Options {
+    size_t max_connections = 2048;
+    size_t max_per_user = 1024;
+    size_t max_unproven = 256;  // more: the oldest goes
+    std::chrono::milliseconds unproven_limit = std::chrono::seconds(10);
+  };
+  explicit Doorman(Options options) : options_(options) {}
+  ~Doorman();
+
+  // Binds; a file left at `path` is replaced. Users of an admin socket are admins.
+  absl::Status Listen(const std::string& path, mode_t mode, bool admin);
+  void Start(grpc::Server* server);
+  // Accepts nothing more and removes the sockets' files. Open connections are gRPC's.
+  void Stop();
+  // By grpc::ServerContext::peer(). The daemon's own user and root are admins, too.
+  Caller Who(const std::string& peer) const;
+
+  struct Counts {
+    uint64_t accepted = 0, handed_over = 0, refused = 0, unproven = 0;
+    size_t open = 0;
+  };
+  Counts counts() const;
+
+ private:
+  struct Door {
+    int fd;
+    bool admin;
+    std::string path;
+  };
+  struct Guest {
+    int64_t uid;
+    bool admin;
+    uint64_t inode;  // tells whether the descriptor is still this connection
+    std::chrono::steady_clock::time_point since;
+  };
+
+  void Loop();
+  void Accept(const Door& door);
+  void Hear(int fd);
+  void HandOver(int fd);
+  void Dismiss(int fd);
+  void Sweep();
+  size_t OpenOf(int64_t uid) const;
+
+  const Options options_;
+  grpc::Server* server_ = nullptr;
+  std::vector<Door> doors_;
+  int epoll_ = -1;
+  int wake_ = -1;
+  std::thread thread_;
+  std::map<int, Guest> unproven_;               // the loop's own
+  std::deque<std::pair<int, uint64_t>> order_;  // of unproven_, by arrival: descriptor and inode
+  int next_fd_ = 0;
+  mutable std::mutex mutex_;
+  std::map<int, Guest> inside_;
+  Counts counts_;
+};
+
+}  // namespace hone
