@@ -1,6 +1,6 @@
 // Two-layer models of every family against transformers + PEFT in fp32 (tests/golden/make_model.py): log-probabilities
-// with and without the adapter, every LoRA gradient, greedy tokens; packed and one document at a time, at both
-// recompute levels.
+// with and without the adapter, every LoRA gradient, greedy tokens; packed and one document at a time, at every
+// recompute level.
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -127,7 +127,8 @@ TEST_P(GoldenModel, GradientsEqualPeftPackedAndApartAtEveryRecomputeLevel) {
     longest = std::max<int64_t>(longest, static_cast<int64_t>(ids.size()));
   }
   std::map<bool, std::vector<float>> by_packing;
-  for (Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+  for (Recompute recompute :
+       {Recompute::kNone, Recompute::kActivation, Recompute::kMlp, Recompute::kBlock, Recompute::kFull}) {
     for (bool packed : {true, false}) {
       const int64_t tokens = packed ? total : longest;
       Session s = Open(fixture, recompute, {tokens, tokens, 8});
