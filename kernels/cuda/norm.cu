@@ -135,7 +135,7 @@ template <bool kBackward, typename T>
 void LaunchNorm(const Norm<T>& n, bool vectorises, cudaStream_t stream) {
   const int width = n.width;
   const auto threads = [&](int vectors) { return (width / 8 + vectors * 32 - 1) / (vectors * 32) * 32; };
-  if (!vectorises || width > 32768) {
+  if (!vectorises || width > 16384) {  // wider than any model, whose registers would spill
     NormPlain<kBackward, T><<<n.count, 256, 0, stream>>>(n);
   } else if (width <= 64) {
     LaunchLanes<kBackward, T, 8, 1>(n, stream);
@@ -145,10 +145,8 @@ void LaunchNorm(const Norm<T>& n, bool vectorises, cudaStream_t stream) {
     LaunchLanes<kBackward, T, 32, 1>(n, stream);
   } else if (width <= 1024) {
     LaunchLanes<kBackward, T, 32, 4>(n, stream);
-  } else if (width <= 16384) {
-    NormBlock<kBackward, T, 2><<<n.count, threads(2), 0, stream>>>(n);
   } else {
-    NormBlock<kBackward, T, 4><<<n.count, threads(4), 0, stream>>>(n);
+    NormBlock<kBackward, T, 2><<<n.count, threads(2), 0, stream>>>(n);
   }
 }
 
