@@ -1,9 +1,11 @@
-// The memory plan: which recomputation, micro-batch and head chunk a run uses, and the bytes that takes, found by
-// running the real step on DryOps for each candidate. The run itself then uses exactly the plan. Not here: reserving
+// The memory plan: how a run spends memory and time, found by running the real step on DryOps (search.h) and confirmed
+// by a dry run of exactly what training lays out. The run itself then uses exactly the plan. Not here: reserving
 // (train/session.h).
 #pragma once
 
 #include "absl/status/statusor.h"
+#include "engine/plan/launches.h"
+#include "engine/plan/rates.h"
 #include "engine/train/prepare.h"
 #include "engine/train/session.h"
 #include "hone/v1/plan.pb.h"
@@ -19,19 +21,13 @@ struct PlanTarget {
   DType activation_dtype = DType::kF32;
   uint64_t free_bytes = 0;
   uint64_t context_bytes = 0;
-  double gemm_flops = 1e11;  // per second, at large shapes
-  double bytes_per_second = 1e10;
+  uint64_t pinned_limit = 0;  // host memory that may be page-locked; 0: unknown
+  Rates rates;
 };
 
 absl::StatusOr<v1::Plan> MakePlan(const PreparedRun& run, const PlanTarget& target);
 
 // The session that a plan stands for: also what MakePlan dry-runs.
 absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1::Plan& plan);
-
-// Every launch of one step, as training makes them: for limits and for the prediction.
-struct StepLaunches {
-  std::vector<struct LaunchBatch> train, mismatched;
-};
-StepLaunches LaunchesOf(const PreparedRun& run, const v1::Plan& plan, std::span<const uint32_t> examples);
 
 }  // namespace hone

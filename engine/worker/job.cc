@@ -148,6 +148,15 @@ std::string ExportPath(const std::string& format) {
   return "";
 }
 
+// Of the whole machine; 0: unknown.
+uint64_t AvailableHostBytes() {
+  const absl::StatusOr<std::string> text = ReadFile("/proc/meminfo", 1 << 16);
+  constexpr std::string_view kKey = "MemAvailable:";
+  const size_t at = text.ok() ? text->find(kKey) : std::string::npos;
+  if (at == std::string::npos) return 0;
+  return std::strtoull(text->c_str() + at + kKey.size(), nullptr, 10) * 1024;
+}
+
 DeviceChoice DeviceOf(const PreparedRun& run, const PlanJobOptions& options) {
   return {run.spec.run().device(), run.spec.run().precision(), options.threads, options.cache_folder};
 }
@@ -155,13 +164,16 @@ DeviceChoice DeviceOf(const PreparedRun& run, const PlanJobOptions& options) {
 bool IsCard(const std::string& device) { return !device.empty() && device != "cpu" && device != "cuda"; }
 
 // What this process already holds of the card (its context) counts as free: the plan counts it.
-PlanTarget TargetOf(const Backend& backend, Ops& ops, int threads) {
+absl::StatusOr<PlanTarget> TargetOf(Backend& backend, const PlanJobOptions& options) {
   PlanTarget target;
   target.name = backend.name();
-  target.backend = ops.backend();
-  target.activation_dtype = ops.activation_dtype();
-  target.context_bytes = target.backend == BackendKind::kCuda ? kCudaContextBytes : CpuWorkspaceBytes(threads);
+  target.backend = backend.ops().backend();
+  target.activation_dtype = backend.ops().activation_dtype();
+  const bool cuda = target.backend == BackendKind::kCuda;
+  target.context_bytes = cuda ? kCudaContextBytes : CpuWorkspaceBytes(options.threads);
   target.free_bytes = backend.FreeBytes() + backend.ProcessBytes();
+  if (cuda) target.pinned_limit = AvailableHostBytes() / 2;
+  HONE_ASSIGN_OR_RETURN(target.rates, RatesOf(backend, options.cache_folder));
   return target;
 }
 
@@ -216,7 +228,7 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& o
     HONE_ASSIGN_OR_RETURN(target, TargetOfCard(options.device, fp32 ? DType::kF32 : DType::kBF16));
   } else {
     HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(DeviceOf(run, options)));
-    target = TargetOf(*backend, backend->ops(), options.threads);
+    HONE_ASSIGN_OR_RETURN(target, TargetOf(*backend, options));
   }
   if (options.budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, options.budget_bytes);
   return MakePlan(run, target);

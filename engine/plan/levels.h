@@ -1,0 +1,27 @@
+// Recomputation per layer as a plan writes it: "none", or runs of layers as "none:20,full:12". " apart" behind it:
+// weights are decoded for each use (DecoderOptions::decode_apart).
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/decoder_options.h"
+
+namespace hone {
+
+inline constexpr Recompute kRecomputeLevels[] = {Recompute::kNone, Recompute::kActivation, Recompute::kMlp,
+                                                 Recompute::kBlock, Recompute::kFull};
+std::string_view RecomputeName(Recompute level);
+
+std::string RecomputeText(const std::vector<Recompute>& levels, bool decode_apart);
+
+struct RecomputePlan {
+  std::vector<Recompute> levels;  // by layer
+  bool decode_apart = false;
+};
+// InvalidArgument where the text names an unknown level or another number of layers.
+absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t layers);
+
+}  // namespace hone

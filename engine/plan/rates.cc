@@ -1,0 +1,182 @@
+#include "engine/plan/rates.h"
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include "kernels/arena.h"
+#include "nlohmann/json.hpp"
+#include "proto/base/file.h"
+#include "proto/base/json.h"
+#include "proto/base/status.h"
+
+namespace hone {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kBytes = uint64_t{288} << 20;
+constexpr uint64_t kPinnedBytes = uint64_t{64} << 20;
+constexpr double kCudaLaunchSeconds = 2.5e-6;
+constexpr int kVersion = 2;  // of the file
+
+// The best of three rounds of `count` runs, seconds each.
+double Time(Ops& ops, int count, const std::function<void()>& work) {
+  double best = 1e30;
+  for (int round = 0; round < 3; ++round) {
+    ops.Synchronize();
+    const auto begin = Clock::now();
+    for (int i = 0; i < count; ++i) work();
+    ops.Synchronize();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count() / count);
+  }
+  return best;
+}
+
+double ProductSeconds(Ops& ops, Arena arena, int64_t m, int64_t n, int64_t k, int count) {
+  const Tensor a = arena.AllocateTensor(DType::kBF16, m, k), b = arena.AllocateTensor(DType::kBF16, n, k);
+  const Tensor c = arena.AllocateTensor(DType::kBF16, m, n);
+  ops.Fill(a, 0.5f);
+  ops.Fill(b, 0.25f);
+  return Time(ops, count, [&] { ops.Matmul(a, Transpose::kNo, b, Transpose::kYes, c); });
+}
+
+// As an 8B's: 2 documents of 2,048 tokens, 32 heads on 8 of 128.
+struct AttentionCase {
+  static constexpr int64_t kDocument = 2048, kTokens = 4096, kHeads = 32, kKvHeads = 8, kHeadDim = 128;
+  Tensor q, k, v, out, lse, d_out, delta, dq, dk, dv, device_segments;
+  std::vector<Segment> segments;
+  AttentionShape shape{kHeads, kKvHeads, kHeadDim, 0.088388f, 0, 0};
+
+  AttentionCase(Ops& ops, Arena& arena) {
+    for (Tensor* t : {&q, &out, &d_out, &dq}) *t = arena.AllocateTensor(DType::kBF16, kTokens, kHeads * kHeadDim);
+    for (Tensor* t : {&k, &v, &dk, &dv}) *t = arena.AllocateTensor(DType::kBF16, kTokens, kKvHeads * kHeadDim);
+    for (Tensor* t : {&lse, &delta}) *t = arena.AllocateTensor(DType::kF32, kTokens, kHeads);
+    for (Tensor t : {q, k, v, d_out}) ops.Fill(t, 0.1f);
+    for (int32_t begin = 0; begin < kTokens; begin += kDocument) {
+      segments.push_back({begin, kDocument, begin, kDocument, 0, 0});
+    }
+    device_segments = arena.AllocateTensor(DType::kI32, static_cast<int64_t>(segments.size()), 6);
+    ops.Upload(segments.data(), device_segments);
+  }
+  Segments view() const { return {segments, device_segments}; }
+  double pairs() const { return static_cast<double>(segments.size()) * kHeads * 0.5 * kDocument * (kDocument + 1.0); }
+};
+
+void MeasureAttention(Ops& ops, Arena arena, Rates& rates) {
+  AttentionCase c(ops, arena);
+  const double forward = Time(ops, 4, [&] { ops.Attention(c.q, c.k, c.v, c.view(), c.shape, c.out, c.lse); });
+  const double backward = Time(ops, 4, [&] {
+    ops.AttentionBackward(c.d_out, c.q, c.k, c.v, c.out, c.lse, c.view(), c.shape, c.delta, c.dq, c.dk, c.dv);
+  });
+  rates.attention_forward_flops = 4 * AttentionCase::kHeadDim * c.pairs() / forward;
+  rates.attention_backward_flops = 10 * AttentionCase::kHeadDim * c.pairs() / backward;
+}
+
+std::string FileOf(const Backend& backend, const std::string& folder) {
+  std::string name = StrCat(backend.name(), "-", backend.driver());
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '-';
+  return StrCat(folder, "/rates-", name, ".json");
+}
+
+// Each rate by its name in the file.
+template <typename Visit>
+void VisitRates(Rates& rates, const Visit& visit) {
+  visit("gemm_flops", rates.gemm_flops);
+  visit("attention_forward_flops", rates.attention_forward_flops);
+  visit("attention_backward_flops", rates.attention_backward_flops);
+  visit("copy_bytes", rates.copy_bytes);
+  visit("link_bytes", rates.link_bytes);
+  visit("half_rate_tiles", rates.half_rate_tiles);
+  visit("launch_seconds", rates.launch_seconds);
+}
+
+// Not there, of another version or damaged: an error, and the rates are measured anew.
+absl::StatusOr<Rates> Read(const std::string& path) {
+  HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 16));
+  HONE_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text));
+  if (!json.is_object() || json.value("version", 0) != kVersion) return DataLoss(path, ": of another version");
+  Rates rates;
+  rates.measured = true;
+  bool valid = true;
+  VisitRates(rates, [&](const char* name, double& rate) {
+    const auto found = json.find(name);
+    valid = valid && found != json.end() && found->is_number() && found->get<double>() >= 0;
+    if (valid) rate = found->get<double>();
+  });
+  if (!valid || rates.gemm_flops <= 0 || rates.copy_bytes <= 0) return DataLoss(path, ": damaged");
+  return rates;
+}
+
+}  // namespace
+
+v1::PlanRates ToProto(const Rates& rates) {
+  v1::PlanRates out;
+  out.set_measured(rates.measured);
+  out.set_gemm_flops(rates.gemm_flops);
+  out.set_attention_forward_flops(rates.attention_forward_flops);
+  out.set_attention_backward_flops(rates.attention_backward_flops);
+  out.set_copy_bytes(rates.copy_bytes);
+  out.set_link_bytes(rates.link_bytes);
+  return out;
+}
+
+DryRates ToDryRates(const Rates& rates) { return {rates.gemm_flops, rates.copy_bytes, rates.half_rate_tiles}; }
+
+absl::StatusOr<Rates> MeasureRates(Backend& backend) {
+  Ops& ops = backend.ops();
+  HONE_ASSIGN_OR_RETURN(const auto block, backend.Reserve(kBytes));
+  HONE_ASSIGN_OR_RETURN(const auto pinned, backend.ReservePinned(kPinnedBytes));
+  const Arena arena("rates", block->data(), kBytes);
+  Rates rates;
+  rates.measured = true;
+  rates.launch_seconds = kCudaLaunchSeconds;
+  auto measure = [&] {
+    constexpr int64_t kSide = 4096, kWide = 14336, kSmall = 256, kTile = 128;
+    rates.gemm_flops = 2.0 * kSide * kSide * kWide / ProductSeconds(ops, arena, kSide, kWide, kSide, 4);
+    // A small product's share of the rate says how many tiles fill the card: rate / (1 + half / tiles).
+    const double small = ProductSeconds(ops, arena, kSmall, kSide, kSide, 20);
+    const double share = 2.0 * kSmall * kSide * kSide / small / rates.gemm_flops;
+    const double tiles = static_cast<double>(kSmall / kTile * (kSide / kTile));
+    rates.half_rate_tiles = std::clamp(tiles * (1 / share - 1), 0.0, 1000.0);
+
+    Arena copies = arena;
+    const Tensor from = copies.AllocateTensor(DType::kF32, 1 << 14, 1 << 11);
+    const Tensor to = copies.AllocateTensor(DType::kF32, 1 << 14, 1 << 11);
+    ops.Fill(from, 1);
+    const double bytes = 4.0 * static_cast<double>(from.elements());
+    rates.copy_bytes = 2 * bytes / Time(ops, 5, [&] { ops.Copy(from, to); });
+    const Tensor part = from.Rows(0, static_cast<int64_t>(kPinnedBytes) / 4 / from.cols);
+    const double transfer = Time(ops, 2, [&] {
+      ops.StartOffload(part, pinned->data(), 0);
+      ops.FinishTransfer(0);
+    });
+    rates.link_bytes = static_cast<double>(kPinnedBytes) / transfer;
+    MeasureAttention(ops, arena, rates);
+  };
+  backend.BeginWarmUp();
+  measure();
+  backend.EndWarmUp();
+  measure();
+  return rates;
+}
+
+absl::StatusOr<Rates> RatesOf(Backend& backend, const std::string& cache_folder) {
+  if (backend.ops().backend() != BackendKind::kCuda) return Rates();
+  const std::string path = cache_folder.empty() ? "" : FileOf(backend, cache_folder);
+  if (!path.empty()) {
+    const absl::StatusOr<Rates> kept = Read(path);
+    if (kept.ok()) return kept;
+  }
+  if (backend.ops().activation_dtype() != DType::kBF16) return Rates();  // measured in bf16 only
+  HONE_ASSIGN_OR_RETURN(Rates rates, MeasureRates(backend));
+  if (path.empty()) return rates;
+  nlohmann::ordered_json json = {{"version", kVersion}};
+  VisitRates(rates, [&](const char* name, double& rate) { json[name] = rate; });
+  (void)WriteFileDurably(path, json.dump(2) + "\n");  // another time then
+  return rates;
+}
+
+}  // namespace hone

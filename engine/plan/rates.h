@@ -1,0 +1,35 @@
+// How fast a machine computes, copies and transfers: what plans are ranked and predicted with. Measured once on the
+// opened back end (about a second) and kept in a file per card and driver; a table's for a named card (cards.h). Memory
+// never depends on rates.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "hone/v1/plan.pb.h"
+#include "kernels/backend.h"
+#include "kernels/dry/dry_ops.h"
+
+namespace hone {
+
+struct Rates {
+  bool measured = false;
+  double gemm_flops = 1e11;  // per second, as all below, at large shapes
+  double attention_forward_flops = 3e10;
+  double attention_backward_flops = 3e10;
+  double copy_bytes = 1e10;    // read plus written
+  double link_bytes = 1e10;    // device <-> pinned host, one direction
+  double half_rate_tiles = 0;  // DryRates
+  double launch_seconds = 0;   // what a launch adds to the rest
+};
+
+v1::PlanRates ToProto(const Rates& rates);
+DryRates ToDryRates(const Rates& rates);
+
+// Times products, copies, attention and transfers, in device memory that is given back (256 MiB).
+absl::StatusOr<Rates> MeasureRates(Backend& backend);
+// The kept ones of this card and driver, else measured and kept (folder empty: not kept). The CPU's are not measured:
+// its plans should not differ from machine to machine.
+absl::StatusOr<Rates> RatesOf(Backend& backend, const std::string& cache_folder);
+
+}  // namespace hone
