@@ -13,7 +13,8 @@
 //   big-plan       a plan of 2^60 bytes that "fits"
 //   deaf           does not hear that it is to stop
 //   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
-//   say=TEXT       so much to stderr (the log) at each step
+//   say=N          N bytes to stderr (the log) at each step
+//   fill-at-export fills the disk before it writes its results, once
 // A full disk under the output folder is an error RESOURCE_EXHAUSTED, as a real worker's.
 // Its state is one line in <output>/progress, written before the checkpoint is reported, as a real worker's would be.
 #include <fcntl.h>
@@ -170,8 +171,20 @@ void Misbehave(const v1::Run& run, const Script& script, uint64_t step) {
   if (script.Number("hang", 0) == step || script.Number("hang-hard", 0) == step) Sleep(60000);
 }
 
-void Finish(const v1::Run& run, uint64_t steps) {
+void FillDisk(const std::string& path) {
+  if (access(path.c_str(), F_OK) == 0) return;
+  std::ofstream(path + ".mark") << "1";
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0640);
+  const std::string block(4096, 'x');
+  while (write(fd, block.data(), block.size()) > 0) {
+  }
+  close(fd);
+}
+
+void Finish(const v1::Run& run, const Script& script, uint64_t steps) {
   SendProgress(v1::PHASE_FINALIZING);
+  const std::string fill = run.output_dir() + "/fill";
+  if (script.Has("fill-at-export") && access((fill + ".mark").c_str(), F_OK) != 0) FillDisk(fill);
   mkdir((run.output_dir() + "/adapter").c_str(), 0750);
   const std::string weights = "weights after " + std::to_string(steps) + " steps\n";
   const auto written = WriteFileDurably(run.output_dir() + "/adapter/adapter_model.safetensors", weights);
@@ -224,7 +237,7 @@ void Train(const v1::Run& run, const Script& script) {
   eval.mutable_eval()->set_step(steps);
   eval.mutable_eval()->set_loss(0.5);
   Send(eval);
-  Finish(run, steps);
+  Finish(run, script, steps);
 }
 
 void Inspect(const v1::Run& run) {

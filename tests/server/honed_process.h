@@ -15,14 +15,21 @@ namespace hone {
 
 class HonedProcess {
  public:
-  HonedProcess(const Folder& folder, std::string worker) : folder_(folder), worker_(std::move(worker)) {}
+  // `state` is where its state lies; empty: in `folder`. `more` are further flags.
+  HonedProcess(const Folder& folder, std::string worker, std::string state = "", std::vector<std::string> more = {})
+      : folder_(folder),
+        worker_(std::move(worker)),
+        state_(state.empty() ? folder / "state" : std::move(state)),
+        more_(std::move(more)) {}
   ~HonedProcess() {
     if (pid_ > 0) Kill(SIGKILL);
   }
+  std::string program = HONED;
   pid_t pid() const { return pid_; }
   void Start() {
-    const std::vector<std::string> words = {HONED,       "--state-dir", folder_ / "state", "--socket", folder_ / "s",
-                                            "--metrics", "off",         "--worker",        worker_};
+    std::vector<std::string> words = {program,       "--state-dir", state_,     "--socket", folder_ / "s",
+                                      "--metrics", "off",         "--worker", worker_};
+    words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;
     for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
     argv.push_back(nullptr);
@@ -49,6 +56,8 @@ class HonedProcess {
  private:
   const Folder& folder_;
   const std::string worker_;
+  const std::string state_;
+  const std::vector<std::string> more_;
   pid_t pid_ = 0;
 };
 

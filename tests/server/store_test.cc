@@ -2,9 +2,13 @@
 #include "server/store/store.h"
 
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <climits>
 #include <filesystem>
+#include <new>
 #include <random>
 #include <set>
 #include <thread>
@@ -317,6 +321,151 @@ TEST_F(StoreTest, TheObserverHearsOfEveryChange) {
   ASSERT_FALSE(Go(id, v1::SUCCEEDED).ok());
   EXPECT_EQ(heard, (std::vector<v1::JobState>{v1::QUEUED, v1::STARTING}));
 }
+
+// ---- a disk that fails
+
+// SQLite's own VFS, but the n-th write or fsync from now on fails, and all after it.
+struct Faults {
+  std::atomic<int> writes_left{INT_MAX}, syncs_left{INT_MAX};
+};
+Faults faults;
+
+struct FaultyFile {
+  sqlite3_file base;
+  sqlite3_io_methods methods;
+  sqlite3_file* Real() { return reinterpret_cast<sqlite3_file*>(this + 1); }
+};
+
+template <auto Member, typename... Args>
+int Forward(sqlite3_file* file, Args... args) {
+  sqlite3_file* real = reinterpret_cast<FaultyFile*>(file)->Real();
+  return (real->pMethods->*Member)(real, args...);
+}
+
+int FaultyWrite(sqlite3_file* file, const void* data, int bytes, sqlite3_int64 at) {
+  if (faults.writes_left-- <= 0) return SQLITE_FULL;
+  return Forward<&sqlite3_io_methods::xWrite>(file, data, bytes, at);
+}
+
+int FaultySync(sqlite3_file* file, int flags) {
+  if (faults.syncs_left-- <= 0) return SQLITE_IOERR_FSYNC;
+  return Forward<&sqlite3_io_methods::xSync>(file, flags);
+}
+
+int FaultyClose(sqlite3_file* file) {
+  auto* faulty = reinterpret_cast<FaultyFile*>(file);
+  const int code = Forward<&sqlite3_io_methods::xClose>(file);
+  faulty->~FaultyFile();
+  return code;
+}
+
+int FaultyOpen(sqlite3_vfs* vfs, const char* name, sqlite3_file* file, int flags, int* out) {
+  auto* base = static_cast<sqlite3_vfs*>(vfs->pAppData);
+  auto* faulty = new (file) FaultyFile{};
+  const int code = base->xOpen(base, name, faulty->Real(), flags, out);
+  if (code != SQLITE_OK) return code;
+  using M = sqlite3_io_methods;
+  M& m = faulty->methods;
+  m.iVersion = 2;  // with shared memory for the WAL, without memory-mapped reads
+  m.xClose = FaultyClose;
+  m.xRead = [](sqlite3_file* f, void* p, int n, sqlite3_int64 at) { return Forward<&M::xRead>(f, p, n, at); };
+  m.xWrite = FaultyWrite;
+  m.xTruncate = [](sqlite3_file* f, sqlite3_int64 n) { return Forward<&M::xTruncate>(f, n); };
+  m.xSync = FaultySync;
+  m.xFileSize = [](sqlite3_file* f, sqlite3_int64* n) { return Forward<&M::xFileSize>(f, n); };
+  m.xLock = [](sqlite3_file* f, int n) { return Forward<&M::xLock>(f, n); };
+  m.xUnlock = [](sqlite3_file* f, int n) { return Forward<&M::xUnlock>(f, n); };
+  m.xCheckReservedLock = [](sqlite3_file* f, int* n) { return Forward<&M::xCheckReservedLock>(f, n); };
+  m.xFileControl = [](sqlite3_file* f, int op, void* p) { return Forward<&M::xFileControl>(f, op, p); };
+  m.xSectorSize = [](sqlite3_file* f) { return Forward<&M::xSectorSize>(f); };
+  m.xDeviceCharacteristics = [](sqlite3_file* f) { return Forward<&M::xDeviceCharacteristics>(f); };
+  m.xShmMap = [](sqlite3_file* f, int page, int bytes, int extend, void volatile** p) {
+    return Forward<&M::xShmMap>(f, page, bytes, extend, p);
+  };
+  m.xShmLock = [](sqlite3_file* f, int at, int n, int flags) { return Forward<&M::xShmLock>(f, at, n, flags); };
+  m.xShmBarrier = [](sqlite3_file* f) {
+    sqlite3_file* real = reinterpret_cast<FaultyFile*>(f)->Real();
+    real->pMethods->xShmBarrier(real);
+  };
+  m.xShmUnmap = [](sqlite3_file* f, int remove) { return Forward<&M::xShmUnmap>(f, remove); };
+  faulty->base.pMethods = &m;
+  return SQLITE_OK;
+}
+
+class FaultyDiskTest : public StoreTest {
+ protected:
+  static void SetUpTestSuite() {
+    static sqlite3_vfs vfs = *sqlite3_vfs_find(nullptr);
+    vfs.pAppData = sqlite3_vfs_find(nullptr);
+    vfs.zName = "faulty";
+    vfs.szOsFile += static_cast<int>(sizeof(FaultyFile));
+    vfs.xOpen = FaultyOpen;
+    vfs.pNext = nullptr;
+    ASSERT_EQ(sqlite3_vfs_register(&vfs, 1), SQLITE_OK);
+  }
+  static void TearDownTestSuite() { sqlite3_vfs_unregister(sqlite3_vfs_find("faulty")); }
+  void TearDown() override {
+    Heal();
+    StoreTest::TearDown();
+  }
+  void Heal() {
+    faults.writes_left = INT_MAX;
+    faults.syncs_left = INT_MAX;
+  }
+  // Three changes of the kind that is acknowledged to somebody; how many were before the first error.
+  int Work(const std::string& tag, std::string* id, absl::Status* error) {
+    NewJob job;
+    job.display_name = tag;
+    job.request_id = tag;
+    job.fingerprint = "f";
+    const auto created = store_->CreateJob(job);
+    *error = created.status();
+    if (!created.ok()) return 0;
+    *id = created->job.id();
+    *error = Go(*id, v1::STARTING);
+    if (!error->ok()) return 1;
+    *error = Go(*id, v1::RUNNING);
+    return error->ok() ? 3 : 2;
+  }
+  // What was acknowledged before the k-th operation failed is there after a restart, for k = 1, 2, ... until none fails.
+  void FailEach(std::atomic<int>* left, const char* what) {
+    int rounds = 0, errors = 0;
+    for (int k = 0; k < 200; ++k) {
+      ++rounds;
+      std::string id;
+      absl::Status error;
+      *left = k;
+      const int done = Work(StrCat(what, k), &id, &error);
+      const bool broken = store_->broken();
+      Heal();
+      if (!error.ok()) {
+        ++errors;
+        // Never acknowledged again by the same process after a failed fsync: nobody knows what is on disk.
+        if (left == &faults.syncs_left) {
+          EXPECT_TRUE(broken);
+          EXPECT_TRUE(absl::IsUnavailable(Go(id, v1::QUEUED))) << error;
+        } else {
+          EXPECT_TRUE(absl::IsResourceExhausted(error)) << error;
+          EXPECT_EQ(std::string(*error.GetPayload(kStatusReasonPayload)), "DISK_FULL");
+        }
+      }
+      Open();
+      if (done > 0) {
+        const auto job = store_->GetJob(id);
+        ASSERT_TRUE(job.ok()) << what << " " << k << ": " << job.status();
+        const v1::JobState least = done == 1 ? v1::QUEUED : done == 2 ? v1::STARTING : v1::RUNNING;
+        EXPECT_GE(job->state(), least) << what << " " << k;
+        EXPECT_EQ(store_->Events(id, 0, 100)->size(), job->last_sequence());
+      }
+      if (error.ok()) break;
+    }
+    std::printf("%s: %d rounds, %d errors, every acknowledged change was there after a restart\n", what, rounds, errors);
+    EXPECT_GT(errors, 1);
+  }
+};
+
+TEST_F(FaultyDiskTest, AFailedFsyncIsNeverAcknowledged) { FailEach(&faults.syncs_left, "fsync EIO"); }
+TEST_F(FaultyDiskTest, AFullDiskLosesNothingThatWasAcknowledged) { FailEach(&faults.writes_left, "write ENOSPC"); }
 
 }  // namespace
 }  // namespace hone
