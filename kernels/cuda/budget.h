@@ -10,7 +10,8 @@ namespace hone {
 inline constexpr uint64_t kCudaGemmWorkspaceBytes = uint64_t{32} << 20;  // cuBLASLt; NVIDIA advises 32 MiB on Hopper
 inline constexpr int kCudaReductionBlocks = 1024;                        // partial sums of SumSquares, fp32
 inline constexpr uint64_t kCudaReductionBytes = uint64_t{kCudaReductionBlocks} * 4;
-inline constexpr uint64_t kCudaWorkspaceBytes = kCudaGemmWorkspaceBytes + kCudaReductionBytes;
+inline constexpr uint64_t kCudaTicketBytes = 16 << 10;  // which block of a narrow product's tile ends last; zero
+inline constexpr uint64_t kCudaWorkspaceBytes = kCudaGemmWorkspaceBytes + kCudaReductionBytes + kCudaTicketBytes;
 
 inline constexpr int64_t kCudaMaxHeadDim = 256;  // attention's shared-memory tiles end there
 

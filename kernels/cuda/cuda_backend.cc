@@ -80,6 +80,15 @@ class MemoryAccount {
   uint64_t used_before_ = 0;
 };
 
+// The parts of the constant workspace (budget.h). Partial sums of narrow products lie where cuBLASLt works.
+CudaWorkspace PartsOf(void* workspace) {
+  char* base = static_cast<char*>(workspace);
+  char* reductions = base + kCudaGemmWorkspaceBytes;
+  return {.partials = reinterpret_cast<float*>(reductions),
+          .skinny = {reinterpret_cast<float*>(base), int64_t{kCudaGemmWorkspaceBytes},
+                     reinterpret_cast<unsigned*>(reductions + kCudaReductionBytes)}};
+}
+
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::string name, MemoryAccount account, Stream stream, std::unique_ptr<MemoryBlock> workspace,
@@ -88,11 +97,12 @@ class CudaBackend : public Backend {
         account_(std::move(account)),
         stream_(std::move(stream)),
         workspace_(std::move(workspace)),
-        ops_(activation_dtype, stream_.get(), std::move(gemm),
-             reinterpret_cast<float*>(static_cast<char*>(workspace_->data()) + kCudaGemmWorkspaceBytes)) {}
+        ops_(activation_dtype, stream_.get(), std::move(gemm), PartsOf(workspace_->data())) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_.get()); }
 
   Ops& ops() override { return ops_; }
+  void BeginWarmUp() override { ops_.gemm().BeginWarmUp(); }
+  void EndWarmUp() override { ops_.gemm().EndWarmUp(); }
   std::string name() const override { return name_; }
   std::string driver() const override { return account_.driver(); }
   uint64_t ProcessBytes() const override { return account_.ProcessBytes(); }
@@ -193,7 +203,11 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options) {
   if (error != cudaSuccess) return FailedPrecondition(card.name, ": no stream: ", Describe(error));
   Stream stream(raw_stream);
   HONE_ASSIGN_OR_RETURN(auto workspace, ReserveOnCard(kCudaWorkspaceBytes));
-  HONE_ASSIGN_OR_RETURN(auto gemm, cuda::Gemm::Open(workspace->data(), kCudaGemmWorkspaceBytes));
+  error = cudaMemsetAsync(workspace->data(), 0, kCudaWorkspaceBytes, stream.get());  // tickets begin at 0
+  if (error != cudaSuccess) return FailedPrecondition(card.name, ": the workspace cannot be written: ", Describe(error));
+  const cuda::Gemm::Options tuning{options.tuning_cache, StrCat(card.name, ", ", card.multiProcessorCount, " processors, driver ",
+                                                                account.driver())};
+  HONE_ASSIGN_OR_RETURN(auto gemm, cuda::Gemm::Open(workspace->data(), kCudaGemmWorkspaceBytes, tuning));
   return std::make_unique<CudaBackend>(card.name, std::move(account), std::move(stream), std::move(workspace),
                                        std::move(gemm), options.activation_dtype);
 }

@@ -179,7 +179,7 @@ void CudaOps::Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, 
                         Tensor lse) {
   checks::Attention(q, k, v, segments, shape, out, lse, activation_dtype_);
   CheckSegments(segments, shape);
-  cuda::Attention(q, k, v, segments, shape, out, lse, attention_profile_, stream_);
+  cuda::Attention(q, k, v, segments, shape, out, lse, AttentionParts(), stream_);
   Launched("Attention");
 }
 
@@ -188,7 +188,7 @@ void CudaOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tens
                                 Tensor dk, Tensor dv) {
   checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, activation_dtype_);
   CheckSegments(segments, shape);
-  cuda::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, attention_profile_, stream_);
+  cuda::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, AttentionParts(), stream_);
   Launched("AttentionBackward");
 }
 
@@ -233,7 +233,7 @@ void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor
   checks::AugmentWeight(parts, a, out, activation_dtype());
   if (out.empty()) return;
   if (cuda::AugmentFits(parts, a, out)) {
-    cuda::AugmentWeight(parts, a, out, workspace_.processors, stream_);
+    cuda::AugmentWeight(parts, a, out, stream_);
     Launched("AugmentWeight");
     return;
   }

@@ -16,11 +16,10 @@
 
 namespace hone {
 
-// Memory on the device that operations share (budget.h), and how many processors work on it.
+// Memory on the device that operations share (budget.h).
 struct CudaWorkspace {
   float* partials = nullptr;     // kCudaReductionBlocks
   cuda::SkinnyWorkspace skinny;  // its partial sums lie where cuBLASLt works
-  int processors = 1;
 };
 
 class CudaOps : public Ops {
@@ -85,6 +84,10 @@ class CudaOps : public Ops {
   std::unique_ptr<cuda::Gemm> gemm_;
   CudaWorkspace workspace_;
   cuda::Transfers transfers_;
+  cuda::AttentionResources AttentionParts() const {
+    return {attention_profile_, workspace_.skinny.partials, workspace_.skinny.partial_bytes};
+  }
+
   cuda::AttentionProfile attention_profile_ = cuda::CurrentAttentionProfile();
   int64_t plain_matmuls_ = 0;
 };
