@@ -129,7 +129,50 @@ std::vector<LaunchBatch> BatchesByPrompt(std::span<const Example* const> example
   return batches;
 }
 
+// mismatched[i] behind example i's rows; `shared` rows begin all examples. The slices go to batch.mismatched.
+void AppendMismatched(LaunchBatch& batch, std::span<const Example* const> examples,
+                      std::span<const Example* const> mismatched, int32_t shared) {
+  const auto policy_rows = static_cast<int32_t>(batch.packed.tokens());
+  const auto policy_logits = static_cast<int64_t>(batch.packed.targets.size());
+  const size_t first_segment = shared > 0 ? 1 : 0;
+  LaunchBatch tail;
+  tail.packed = std::move(batch.packed);
+  for (uint32_t i = 0; i < mismatched.size(); ++i) {
+    const Example& example = *examples[i];
+    const Example& other = *mismatched[i];
+    auto begins_as = [&](int32_t length) {
+      return length > 0 && length <= other.prompt_length && HasPrompt(other) && length < example.length() &&
+             std::equal(other.ids.begin(), other.ids.begin() + length, example.ids.begin());
+    };
+    // Slices, and behind the shared beginning segments, are in the order of examples.
+    if (shared > 0 && begins_as(shared)) {
+      AppendBehind(tail, i, other, 0, shared);
+    } else if (shared == 0 && other.prompt_length == example.prompt_length && begins_as(other.prompt_length)) {
+      AppendBehind(tail, i, other, tail.packed.segments[first_segment + i].q0, other.prompt_length);
+    } else {
+      AppendWhole(tail, i, other);
+    }
+  }
+  batch.packed = std::move(tail.packed);
+  batch.mismatched = std::move(tail.slices);
+  batch.packed.tail_rows = batch.packed.tokens() - policy_rows;
+  batch.packed.tail_logits = static_cast<int64_t>(batch.packed.targets.size()) - policy_logits;
+}
+
 }  // namespace
+
+std::optional<LaunchBatch> MakeCoupledBatch(std::span<const Example* const> examples,
+                                            std::span<const Example* const> mismatched, int32_t micro_batch_tokens) {
+  std::optional<LaunchBatch> best;
+  for (const int32_t shared : {0, CommonBeginning(examples)}) {
+    std::vector<LaunchBatch> policy = BatchesBehind(examples, shared, micro_batch_tokens, PackingMode::kInOrder);
+    if (policy.size() != 1) continue;
+    AppendMismatched(policy[0], examples, mismatched, shared);
+    if (policy[0].packed.tokens() > micro_batch_tokens) continue;
+    if (!best || policy[0].packed.tokens() < best->packed.tokens()) best = std::move(policy[0]);
+  }
+  return best;
+}
 
 std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
                                           PackingMode packing) {

@@ -3,6 +3,7 @@
 // segments, and in the backward pass their gradients add up there, so nothing changes but the order of additions.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,12 +22,18 @@ struct LogitSlice {
 struct LaunchBatch {
   PackedBatch packed;
   std::vector<LogitSlice> slices;
+  std::vector<LogitSlice> mismatched;  // forward-only, of a coupled step: behind all slices
   int64_t example_tokens =
       0;  // of the examples, each counted whole; more than packed.tokens() where a beginning is shared
 };
 
 std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
                                           PackingMode packing);
+// A whole preference step in one launch, if it fits: the examples' rows with a backward pass, and behind them, forward-only,
+// mismatched[i] for each example: its completion alone where the example has its prompt (KTO's KL pairs do). So their
+// log-probabilities need no pass of their own, and are known when the coefficients are asked for.
+std::optional<LaunchBatch> MakeCoupledBatch(std::span<const Example* const> examples,
+                                            std::span<const Example* const> mismatched, int32_t micro_batch_tokens);
 // packing false: one example a launch (its prompt not shared).
 std::vector<LaunchBatch> MakeForwardBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
                                             bool packing);

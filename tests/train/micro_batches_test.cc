@@ -38,6 +38,22 @@ std::vector<int32_t> Context(const PackedBatch& batch, int32_t row) {
 }
 
 // Every trained token, once, predicted from exactly the tokens before it, at their positions.
+void CheckSlices(const PackedBatch& batch, const std::vector<LogitSlice>& slices,
+                 const std::vector<const Example*>& examples) {
+  for (const LogitSlice& slice : slices) {
+    const Example& example = *examples[slice.example];
+    ASSERT_EQ(slice.count, example.supervised());
+    int32_t at = slice.first;
+    for (int32_t t = 0; t < example.length(); ++t) {
+      if (!example.trained[t]) continue;
+      const int32_t row = batch.logit_rows[at];
+      EXPECT_EQ(batch.targets[at++], example.ids[t]);
+      EXPECT_EQ(batch.positions[row], t - 1);
+      EXPECT_EQ(Context(batch, row), std::vector<int32_t>(example.ids.begin(), example.ids.begin() + t));
+    }
+  }
+}
+
 void Check(const std::vector<LaunchBatch>& batches, const std::vector<const Example*>& examples, bool distinct_rows) {
   std::set<uint32_t> seen;
   for (const LaunchBatch& batch : batches) {
@@ -48,16 +64,8 @@ void Check(const std::vector<LaunchBatch>& batches, const std::vector<const Exam
       EXPECT_TRUE(seen.insert(slice.example).second);
       const Example& example = *examples[slice.example];
       tokens += example.length();
-      ASSERT_EQ(slice.count, example.supervised());
-      int32_t at = slice.first;
-      for (int32_t t = 0; t < example.length(); ++t) {
-        if (!example.trained[t]) continue;
-        const int32_t row = batch.packed.logit_rows[at];
-        EXPECT_EQ(batch.packed.targets[at++], example.ids[t]);
-        EXPECT_EQ(batch.packed.positions[row], t - 1);
-        EXPECT_EQ(Context(batch.packed, row), std::vector<int32_t>(example.ids.begin(), example.ids.begin() + t));
-      }
     }
+    CheckSlices(batch.packed, batch.slices, examples);
     EXPECT_EQ(tokens, batch.example_tokens);
   }
   EXPECT_EQ(seen.size(), examples.size());
@@ -92,6 +100,43 @@ TEST(MicroBatches, NothingTrainedIsEverShared) {
   const std::vector<const Example*> examples = {&made[0], &made[1]};
   Check(MakeTrainBatches(examples, 1000, PackingMode::kInOrder), examples, true);
   Check(MakeForwardBatches(examples, 1000, true), examples, true);
+}
+
+TEST(MicroBatches, ACoupledStepHasItsMismatchedRowsBehindTheirPrompts) {
+  auto prompt = [](int32_t begin, int32_t length) {
+    std::vector<int32_t> ids(length);
+    for (int32_t i = 0; i < length; ++i) ids[i] = begin + i;
+    return ids;
+  };
+  const std::vector<Example> made = {Make(prompt(0, 5), {61, 62}), Make(prompt(20, 9), {63, 64, 65}),
+                                     Make(prompt(40, 3), {66})};
+  // The last pair's prompt was cut anew.
+  const std::vector<Example> other = {Make(prompt(0, 5), {66}), Make(prompt(20, 9), {61, 62}),
+                                      Make(prompt(41, 2), {63, 64, 65})};
+  const std::vector<const Example*> examples = {&made[0], &made[1], &made[2]};
+  const std::vector<const Example*> mismatched = {&other[0], &other[1], &other[2]};
+  const auto coupled = MakeCoupledBatch(examples, mismatched, 31);
+  ASSERT_TRUE(coupled.has_value());
+  Check({*coupled}, examples, false);
+  CheckSlices(coupled->packed, coupled->mismatched, mismatched);
+  EXPECT_EQ(coupled->mismatched.size(), 3u);
+  EXPECT_EQ(coupled->packed.tokens(), 7 + 12 + 4 + 1 + 2 + 5);
+  EXPECT_EQ(coupled->packed.tail_rows, 1 + 2 + 5);
+  EXPECT_EQ(coupled->packed.tail_logits, 1 + 2 + 3);
+  EXPECT_EQ(coupled->example_tokens, 7 + 12 + 4);
+  EXPECT_FALSE(MakeCoupledBatch(examples, mismatched, 30).has_value());
+}
+
+TEST(MicroBatches, ACoupledStepSharesWhatAllBeginWithWhereThatIsLess) {
+  const std::vector<Example> made = {Make(Prompt(50), {61, 62}), Make(Prompt(51), {63}), Make(Prompt(52), {64})};
+  const std::vector<Example> other = {Make(Prompt(50), {64}), Make(Prompt(51), {61, 62}), Make(Prompt(52), {63})};
+  const std::vector<const Example*> examples = {&made[0], &made[1], &made[2]};
+  const std::vector<const Example*> mismatched = {&other[0], &other[1], &other[2]};
+  const auto coupled = MakeCoupledBatch(examples, mismatched, 1000);
+  ASSERT_TRUE(coupled.has_value());
+  Check({*coupled}, examples, false);
+  CheckSlices(coupled->packed, coupled->mismatched, mismatched);
+  EXPECT_EQ(coupled->packed.tokens(), 20 + 6 * 2 + 4 + 4);  // the beginning once, the rest of each prompt twice
 }
 
 }  // namespace
