@@ -120,19 +120,19 @@ __device__ inline float Activate(float x) {
   }
 }
 
-// act(x) and act'(x).
+// act(x), to Activate's bits, and act'(x).
 template <Activation A>
 __device__ inline float2 ActivateBoth(float x) {
   if constexpr (A == Activation::kSilu) {
     const float s = 1.0f / (1.0f + expf(-x));
-    return make_float2(x * s, s * (1.0f + x * (1.0f - s)));
+    return make_float2(Activate<A>(x), s * (1.0f + x * (1.0f - s)));
   } else if constexpr (A == Activation::kGelu) {
     const float cdf = 0.5f * (1.0f + erff(x * kSqrtHalf));
-    return make_float2(x * cdf, cdf + x * kInvSqrt2Pi * expf(-0.5f * x * x));
+    return make_float2(Activate<A>(x), cdf + x * kInvSqrt2Pi * expf(-0.5f * x * x));
   } else {
     const float t = tanhf(kSqrt2OverPi * (x + kGeluCubic * x * x * x));
     const float inner = kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * x * x);
-    return make_float2(0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner);
+    return make_float2(Activate<A>(x), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner);
   }
 }
 
