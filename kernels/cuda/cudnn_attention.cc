@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/cuda/cudnn_budget.h"
+#include "proto/base/file.h"
 #include "proto/base/status.h"
 
 namespace hone::cuda {
@@ -44,8 +45,7 @@ class GraphMaker {
       : key_(key), heads_(key.kv_heads * key.group), graph_(library) {
     lengths_ = graph_.Input(kIdLengths, cudnn::kInt32, {{key.batch, 1, 1, 1}, {1, 1, 1, 1}});
     for (size_t i = 0; i < offsets_.size(); ++i) {
-      const bool used = key.backward ? i != kFull || !key.variant.shared_offsets
-                                     : i == kQ || i == kKv || i == kOut || i == kLse;
+      const bool used = key.backward ? i != kFull || key.group > 1 : i == kQ || i == kKv || i == kOut || i == kLse;
       if (!used) continue;
       offsets_[i] = graph_.Input(kIdOffsets + static_cast<int64_t>(i), cudnn::kInt64,
                                  {{key.batch + 1, 1, 1, 1}, {1, 1, 1, 1}});
@@ -153,10 +153,8 @@ class GraphMaker {
       graph_.Matmul(scores_t, rows, d, lengths_, nullptr, lengths_);
       return;
     }
-    const bool shared = key_.variant.shared_offsets;
-    const int64_t pitch = shared ? key_.pitches[kDkv] * key_.group : key_.pitches[kFull];
-    const Node full = graph_.Input(full_id, key_.variant.float_full ? cudnn::kFloat : cudnn::kBFloat16,
-                                   HeadsShape(heads_, pitch), offsets_[shared ? kDkv : kFull]);
+    const Node full = graph_.Input(full_id, key_.float_full ? cudnn::kFloat : cudnn::kBFloat16,
+                                   HeadsShape(heads_, key_.pitches[kFull]), offsets_[kFull]);
     graph_.Matmul(scores_t, rows, full, lengths_, nullptr, lengths_);
     graph_.Reduce(cudnn::kReduceAdd, full, d);
   }
@@ -225,7 +223,7 @@ std::vector<CudnnPlan::Binding> Bindings(const CudnnCall& call, char* workspace,
 }  // namespace
 
 std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
-                                  uint64_t cudnn_bytes) {
+                                  uint64_t cudnn_bytes, int64_t least_batch) {
   std::map<int64_t, int64_t> classes;
   for (const Segment& s : documents) {
     if (s.q_len > 0) ++classes[CudnnLengthClass(s.q_len)];
@@ -240,7 +238,7 @@ std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t he
     for (int64_t skip = 0; skip < count; skip += shape.batch) {
       CudnnCall call{.length = length, .shortest = shorter + 1, .longest = length, .skip = skip};
       call.documents = std::min(shape.batch, count - skip);
-      call.batch = std::min(shape.batch, PowerOfTwoAbove(call.documents));
+      call.batch = std::min(shape.batch, PowerOfTwoAbove(std::max(call.documents, least_batch)));
       call.kv_heads = shape.kv_heads;
       call.offsets_at = at;
       at += CudnnOffsetBytes(call.batch);
@@ -250,18 +248,24 @@ std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t he
   return calls;
 }
 
-absl::StatusOr<std::unique_ptr<CudnnAttention>> CudnnAttention::Open(uint64_t cudnn_bytes) {
-  int device = 0, major = 0, minor = 0;
+absl::StatusOr<std::unique_ptr<CudnnAttention>> CudnnAttention::Open(uint64_t cudnn_bytes, std::string_view cache) {
+  int device = 0, major = 0, minor = 0, processors = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
     return FailedPrecondition("cuDNN attention: no device");
   }
   if (major != 9 || minor != 0) {
     return FailedPrecondition("cuDNN attention is used on compute capability 9.0; this card has ", major, ".", minor);
   }
   HONE_ASSIGN_OR_RETURN(auto library, CudnnLibrary::Open());
-  return std::unique_ptr<CudnnAttention>(new CudnnAttention(std::move(library), cudnn_bytes));
+  std::string folder;
+  if (!cache.empty()) {
+    folder = StrCat(cache, "/cudnn-", library->version(), "-sm", major, minor, "-", processors);
+    if (!MakeDirectories(folder).ok()) folder.clear();  // plans are then made anew
+  }
+  return std::unique_ptr<CudnnAttention>(new CudnnAttention(std::move(library), cudnn_bytes, std::move(folder)));
 }
 
 bool CudnnAttention::Supports(Tensor q, Tensor k, Tensor v, const Segments& segments,
@@ -288,15 +292,30 @@ uint64_t CudnnAttention::WorkspaceBytes(const Segments& segments, const Attentio
 absl::StatusOr<const CudnnPlan*> CudnnAttention::PlanFor(const PlanKey& key) {
   const auto found = plans_.find(key);
   if (found != plans_.end()) return found->second.get();
-  GraphMaker maker(*library_, key);
-  HONE_ASSIGN_OR_RETURN(auto plan, key.backward ? maker.Backward() : maker.Forward());
+  const std::string path = PathOf(key);
+  std::unique_ptr<CudnnPlan> plan;
+  if (!path.empty()) plan = CudnnPlan::Load(*library_, path);
+  if (plan == nullptr) {
+    GraphMaker maker(*library_, key);
+    HONE_ASSIGN_OR_RETURN(plan, key.backward ? maker.Backward() : maker.Forward());
+    ++compiled_;
+    if (!path.empty()) plan->Save(path);
+  }
   return plans_.emplace(key, std::move(plan)).first->second.get();
+}
+
+std::string CudnnAttention::PathOf(const PlanKey& key) const {
+  if (folder_.empty()) return "";
+  std::string name = StrCat(folder_, "/attention-", key.backward ? "backward" : "forward", "-b", key.batch, "-t",
+                            key.length, "-h", key.kv_heads, "x", key.group, "-d", key.head_dim);
+  for (const int64_t pitch : key.pitches) name += StrCat("-", pitch);
+  return StrCat(name, key.float_full ? "-f32" : "", ".json");
 }
 
 absl::Status CudnnAttention::Forward(Tensor q, Tensor k, Tensor v, const Segments& segments,
                                      const AttentionShape& shape, Tensor out, Tensor lse, void* workspace,
                                      uint64_t workspace_bytes, cudaStream_t stream) {
-  const auto calls = CudnnCalls(segments.host, shape.heads, shape.kv_heads, cudnn_bytes_);
+  const auto calls = CudnnCalls(segments.host, shape.heads, shape.kv_heads, cudnn_bytes_, least_batch_);
   const int64_t group = shape.heads / shape.kv_heads;
   PlanKey key{.backward = false, .group = group, .head_dim = shape.head_dim};
   key.pitches[kQ] = q.pitch, key.pitches[kKv] = k.pitch, key.pitches[kOut] = out.pitch, key.pitches[kLse] = lse.pitch;
@@ -324,7 +343,7 @@ absl::Status CudnnAttention::Forward(Tensor q, Tensor k, Tensor v, const Segment
 absl::Status CudnnAttention::Backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
                                       const Segments& segments, const AttentionShape& shape, Tensor dq, Tensor dk,
                                       Tensor dv, void* workspace, uint64_t workspace_bytes, cudaStream_t stream) {
-  const auto calls = CudnnCalls(segments.host, shape.heads, shape.kv_heads, cudnn_bytes_);
+  const auto calls = CudnnCalls(segments.host, shape.heads, shape.kv_heads, cudnn_bytes_, least_batch_);
   const int64_t group = shape.heads / shape.kv_heads;
   int64_t rows = 0;  // of documents; the rest has no gradient
   for (const Segment& s : segments.host) rows += s.q_len;
@@ -334,22 +353,24 @@ absl::Status CudnnAttention::Backward(Tensor d_out, Tensor q, Tensor k, Tensor v
     cudaMemset2DAsync(rest.data, static_cast<size_t>(rest.pitch * 2), 0, static_cast<size_t>(rest.cols * 2),
                       static_cast<size_t>(rest.rows), stream);
   }
-  PlanKey key{.backward = true, .group = group, .head_dim = shape.head_dim, .variant = variant_};
+  PlanKey key{.backward = true, .group = group, .head_dim = shape.head_dim, .float_full = float_full_};
   for (const CudnnCall& call : calls) {
     key.batch = call.batch, key.length = call.length, key.kv_heads = call.kv_heads;
     const int64_t full_pitch = call.kv_heads * group * shape.head_dim;
     key.pitches = {q.pitch, k.pitch, out.pitch, d_out.pitch, lse.pitch, dq.pitch, dk.pitch, full_pitch};
-    CudnnOffsets(segments.device, {&call, 1}, key.pitches, workspace, stream);
+    auto steps = key.pitches;
+    steps[kFull] /= group;  // cuDNN multiplies these offsets by the group
+    CudnnOffsets(segments.device, {&call, 1}, steps, workspace, stream);
     HONE_ASSIGN_OR_RETURN(const CudnnPlan* plan, PlanFor(key));
     Workspace space(workspace, workspace_bytes, OffsetsEnd(calls));
     void* sums = space.Take(static_cast<uint64_t>(q.rows * lse.pitch) * 4);
-    const uint64_t full_bytes = static_cast<uint64_t>(q.rows * full_pitch) * (variant_.float_full ? 4 : 2);
+    const uint64_t full_bytes = static_cast<uint64_t>(q.rows * full_pitch) * (float_full_ ? 4 : 2);
     void* full_dk = space.Take(group == 1 ? 0 : full_bytes);
     void* full_dv = space.Take(group == 1 ? 0 : full_bytes);
     void* scratch = space.Take(plan->workspace_bytes());
     HostValues values{.scale = shape.scale};
     for (int64_t kv = 0; kv < shape.kv_heads; kv += call.kv_heads) {
-      auto b = Bindings(call, static_cast<char*>(workspace), values, true, !variant_.shared_offsets && group > 1);
+      auto b = Bindings(call, static_cast<char*>(workspace), values, true, group > 1);
       const int64_t column = kv * group * shape.head_dim, kv_column = kv * shape.head_dim;
       b.push_back({kIdQ, At(q, column)});
       b.push_back({kIdK, At(k, kv_column)});

@@ -7,9 +7,11 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <compare>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -29,19 +31,15 @@ struct CudnnCall {
 };
 // How the documents are cut; empty where one does not fit.
 std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
-                                  uint64_t cudnn_bytes);
+                                  uint64_t cudnn_bytes, int64_t least_batch = 1);
 
 class CudnnAttention {
  public:
-  // Experiments of the test; the defaults are what is used.
-  struct Variant {
-    bool shared_offsets = false;  // full-head dk, dv use dk's offsets times the group
-    bool float_full = false;      // full-head dk, dv in fp32
-  };
-
   // Loads cuDNN for the current device. An error says why attention does not go through it. `cudnn_bytes`: what one
-  // call's plan may take (cudnn_budget.h).
-  static absl::StatusOr<std::unique_ptr<CudnnAttention>> Open(uint64_t cudnn_bytes);
+  // call's plan may take (cudnn_budget.h). cuDNN compiles attention's kernels when a plan is made (through NVRTC, about
+  // a second each); finished plans are kept in a folder of `cache` (empty: nowhere), from where they load in
+  // milliseconds without a compiler.
+  static absl::StatusOr<std::unique_ptr<CudnnAttention>> Open(uint64_t cudnn_bytes, std::string_view cache);
 
   // Whether the documents are bf16, causal, whole, packed from row 0 on in order, and none too long.
   bool Supports(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape) const;
@@ -56,36 +54,32 @@ class CudnnAttention {
                         uint64_t workspace_bytes, cudaStream_t stream);
 
   int64_t version() const { return library_->version(); }
-  void set_variant(Variant v) { variant_ = v; }
+  int64_t compiled() const { return compiled_; }          // plans that were made, not loaded
+  void set_float_full(bool on) { float_full_ = on; }      // an experiment: full-head dk and dv in fp32
 
-  // A plan's identity: direction, batch, class, kv heads, group, head_dim and eight pitches.
+  void set_least_batch(int64_t n) { least_batch_ = n; }  // another: more empty documents
+
+  // A plan's identity.
   struct PlanKey {
     bool backward = false;
     int64_t batch = 0, length = 0, kv_heads = 0, group = 0, head_dim = 0;
-    std::array<int64_t, 8> pitches{};
-    Variant variant;
-    auto operator<=>(const PlanKey& other) const {
-      return Tuple() <=> other.Tuple();
-    }
-    bool operator==(const PlanKey& other) const { return Tuple() == other.Tuple(); }
-
-   private:
-    std::array<int64_t, 16> Tuple() const {
-      std::array<int64_t, 16> t = {backward, batch, length, kv_heads, group, head_dim, variant.shared_offsets,
-                                   variant.float_full};
-      for (size_t i = 0; i < pitches.size(); ++i) t[8 + i] = pitches[i];
-      return t;
-    }
+    std::array<int64_t, 8> pitches{};  // q, kv, out, d_out, lse, dq, dkv, full-head dkv
+    bool float_full = false;
+    auto operator<=>(const PlanKey&) const = default;
   };
   absl::StatusOr<const CudnnPlan*> PlanFor(const PlanKey& key);
 
  private:
-  CudnnAttention(std::unique_ptr<CudnnLibrary> library, uint64_t cudnn_bytes)
-      : library_(std::move(library)), cudnn_bytes_(cudnn_bytes) {}
+  CudnnAttention(std::unique_ptr<CudnnLibrary> library, uint64_t cudnn_bytes, std::string folder)
+      : library_(std::move(library)), cudnn_bytes_(cudnn_bytes), folder_(std::move(folder)) {}
+  std::string PathOf(const PlanKey& key) const;
 
   std::unique_ptr<CudnnLibrary> library_;
   uint64_t cudnn_bytes_;
-  Variant variant_;
+  std::string folder_;
+  bool float_full_ = false;
+  int64_t least_batch_ = 1;
+  int64_t compiled_ = 0;
   std::map<PlanKey, std::unique_ptr<CudnnPlan>> plans_;
 };
 

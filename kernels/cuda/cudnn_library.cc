@@ -2,8 +2,11 @@
 
 #include <dlfcn.h>
 
+#include <string_view>
 #include <utility>
 
+#include "proto/base/file.h"
+#include "proto/base/sha256.h"
 #include "proto/base/status.h"
 
 namespace hone::cuda {
@@ -11,6 +14,7 @@ namespace {
 
 constexpr char kLibrary[] = "libcudnn.so.9";
 constexpr int kMaxConfigs = 16;
+constexpr size_t kDigest = 64;  // a saved plan: its digest, a line's end, cuDNN's text
 
 template <typename F>
 bool Find(void* library, const char* name, F& function) {
@@ -62,6 +66,38 @@ CudnnLibrary::~CudnnLibrary() {
 
 CudnnPlan::~CudnnPlan() {
   for (auto it = descriptors_.rbegin(); it != descriptors_.rend(); ++it) library_.destroy_descriptor_(*it);
+}
+
+std::unique_ptr<CudnnPlan> CudnnPlan::Load(const CudnnLibrary& library, const std::string& path) {
+  constexpr uint64_t kMost = uint64_t{16} << 20;  // a plan has about 130 kB
+  absl::StatusOr<std::string> text = ReadFile(path, kMost);
+  if (!text.ok() || text->size() < kDigest + 1) return nullptr;
+  const std::string_view body = std::string_view(*text).substr(kDigest + 1);
+  if (Sha256Hex(body) != std::string_view(*text).substr(0, kDigest)) return nullptr;
+  std::unique_ptr<CudnnPlan> plan(new CudnnPlan(library));
+  void* node = nullptr;
+  void* handle = library.handle_;
+  int64_t count = 0, bytes = 0;
+  if (library.create_descriptor_(cudnn::kExecutionPlan, &node) != 0) return nullptr;
+  plan->descriptors_.push_back(node);
+  if (library.set_attribute_(node, cudnn::kPlanHandle, cudnn::kTypeHandle, 1, &handle) != 0 ||
+      library.set_attribute_(node, cudnn::kPlanJson, cudnn::kTypeChar, static_cast<int64_t>(body.size()),
+                             body.data()) != 0 ||
+      library.finalize_(node) != 0 ||
+      library.get_attribute_(node, cudnn::kPlanWorkspaceSize, cudnn::kTypeInt64, 1, &count, &bytes) != 0) {
+    return nullptr;
+  }
+  plan->plan_ = node;
+  plan->workspace_bytes_ = static_cast<uint64_t>(bytes);
+  return plan;
+}
+
+void CudnnPlan::Save(const std::string& path) const {
+  int64_t size = 0;
+  if (library_.get_attribute_(plan_, cudnn::kPlanJson, cudnn::kTypeChar, 0, &size, nullptr) != 0 || size <= 0) return;
+  std::string text(static_cast<size_t>(size), ' ');
+  if (library_.get_attribute_(plan_, cudnn::kPlanJson, cudnn::kTypeChar, size, &size, text.data()) != 0) return;
+  (void)WriteFileDurably(path, StrCat(Sha256Hex(text), "\n", text));
 }
 
 absl::Status CudnnPlan::Run(std::span<const Binding> bindings, void* workspace, cudaStream_t stream) const {

@@ -34,6 +34,7 @@ enum AttributeType : int {
   kTypeDescriptor = 15,
   kTypeReductionOperator = 18,
   kTypeBehaviorNote = 19,
+  kTypeChar = 24,
 };
 enum DescriptorType : int {
   kPointwise = 0,
@@ -62,6 +63,7 @@ enum Attribute : int {
   kPlanHandle = 400,
   kPlanConfig = 401,
   kPlanWorkspaceSize = 402,
+  kPlanJson = 405,
   kOperationPointwiseDescriptor = 750,
   kOperationPointwiseX = 751,
   kOperationPointwiseB = 752,
@@ -156,6 +158,11 @@ class CudnnPlan {
   ~CudnnPlan();
   CudnnPlan(const CudnnPlan&) = delete;
   CudnnPlan& operator=(const CudnnPlan&) = delete;
+
+  // As text, with its machine code, for the same card and library. Load: null unless the file is there and cuDNN takes
+  // it. Save: a file that cannot be written is no error.
+  static std::unique_ptr<CudnnPlan> Load(const CudnnLibrary& library, const std::string& path);
+  void Save(const std::string& path) const;
 
   uint64_t workspace_bytes() const { return workspace_bytes_; }
   bool compiles_at_run_time() const { return compiles_at_run_time_; }  // by the engine's own notes

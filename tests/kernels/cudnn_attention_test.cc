@@ -31,7 +31,8 @@ constexpr int kConstants[][2] = {
     {c::kTypeInt64, CUDNN_TYPE_INT64}, {c::kTypeFloat, CUDNN_TYPE_FLOAT}, {c::kTypeVoidPointer, CUDNN_TYPE_VOID_PTR},
     {c::kTypeHeuristicMode, CUDNN_TYPE_HEUR_MODE}, {c::kTypeNumericalNote, CUDNN_TYPE_NUMERICAL_NOTE},
     {c::kTypePointwiseMode, CUDNN_TYPE_POINTWISE_MODE}, {c::kTypeDescriptor, CUDNN_TYPE_BACKEND_DESCRIPTOR},
-    {c::kTypeReductionOperator, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE}, {c::kTypeBehaviorNote, CUDNN_TYPE_BEHAVIOR_NOTE},
+    {c::kTypeReductionOperator, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE}, {c::kTypeBehaviorNote, CUDNN_TYPE_BEHAVIOR_NOTE}, {c::kTypeChar, CUDNN_TYPE_CHAR},
+    {c::kPlanJson, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION},
     {c::kPointwise, CUDNN_BACKEND_POINTWISE_DESCRIPTOR}, {c::kEngine, CUDNN_BACKEND_ENGINE_DESCRIPTOR},
     {c::kEngineConfig, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR},
     {c::kEngineHeuristic, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR},
@@ -100,6 +101,7 @@ namespace hone::cuda {
 namespace {
 
 int failures = 0;
+constexpr char kCache[] = "cudnn_plans";  // in the folder where the test runs
 
 void Check(bool ok, const std::string& what) {
   if (ok) return;
@@ -461,7 +463,7 @@ int RunOne(const std::string& text) {
   for (size_t at = 0; at < text.size(); at = text.find(',', at) == std::string::npos ? text.size() : text.find(',', at) + 1) {
     n.push_back(std::atoi(text.c_str() + at));
   }
-  auto a = CudnnAttention::Open(uint64_t{4400} << 20);
+  auto a = CudnnAttention::Open(uint64_t{4400} << 20, kCache);
   HONE_CHECK(a.ok(), a.status().message());
   Space w{nullptr, uint64_t{5} << 30};
   Cuda(cudaMalloc(&w.data, w.bytes));
@@ -483,7 +485,7 @@ int Run() {
   }
   constexpr uint64_t kBudget = uint64_t{4400} << 20, kNarrow = uint64_t{40} << 20;
   const double free_before = FreeMiB(), start = Now();
-  auto opened = CudnnAttention::Open(kBudget);
+  auto opened = CudnnAttention::Open(kBudget, kCache);
   if (!opened.ok()) {
     std::printf("skipped: %s\n", std::string(ToStd(opened.status().message())).c_str());
     return 77;
@@ -513,11 +515,11 @@ int Run() {
   }
   {
     Batch b(llama, {300, 1, 17, 256, 257, 700, 128}, 1792);
-    a.set_variant({.float_full = true});
+    a.set_float_full(true);
     Compare(a, b, w, "variant: full heads in fp32");
-    a.set_variant({});
+    a.set_float_full(false);
   }
-  auto narrow = CudnnAttention::Open(kNarrow);
+  auto narrow = CudnnAttention::Open(kNarrow, kCache);
   if (!Ok(narrow.status(), "second handle")) return 1;
   for (int length : {200, 700, 1500}) Invariance(a, **narrow, llama, w, length);
 
@@ -530,10 +532,42 @@ int Run() {
                          Named{"8 x 1024", std::vector<int>(8, 1024)}, Named{"lognormal", lognormal}, Named{"16 x 512", std::vector<int>(16, 512)}}) {
     Batch b(llama, n.lengths, 8192);
     Speed(a, b, w, n.name, kBudget);
-    auto smaller = CudnnAttention::Open(uint64_t{640} << 20);
+    auto smaller = CudnnAttention::Open(uint64_t{640} << 20, kCache);
     if (smaller.ok()) Speed(**smaller, b, w, StrCat(n.name, ", 640 MiB"), uint64_t{640} << 20);
     if (n.lengths.size() == 4 || n.lengths.size() > 20) Compare(a, b, w, n.name);
   }
+  {
+    Batch b(llama, {100}, 256);
+    for (int64_t least : {1, 4, 16, 64}) {
+      a.set_least_batch(least);
+      if (!Ok(Both(a, b, w), "empty documents")) break;
+      const double f = Time([&] { (void)Both(a, b, w, true, false); }), g = Time([&] { (void)Both(a, b, w, false, true); });
+      std::printf("one document of 100 tokens in a batch of %ld: forward %.1f us, backward %.1f us\n", static_cast<long>(least),
+                  f * 1e3, g * 1e3);
+    }
+    a.set_least_batch(1);
+  }
+  {
+    Batch b(llama, {300, 1, 17, 256, 257, 700, 128}, 1792);
+    b.Poison();
+    if (Ok(Both(a, b, w), "made here")) {
+      const Results made = b.Get();
+      auto again = CudnnAttention::Open(kBudget, kCache);
+      b.Poison();
+      const double t = Now();
+      if (Ok(again.status(), "opened again") && Ok(Both(**again, b, w), "loaded")) {
+        const double first = (Now() - t) * 1e3;
+        const Results loaded = b.Get();
+        const bool same = made.out == loaded.out && made.dq == loaded.dq && made.dk == loaded.dk && made.dv == loaded.dv &&
+                          made.lse == loaded.lse;
+        std::printf("plans loaded from disk: %ld made anew, first run %.0f ms, results %s\n",
+                    static_cast<long>((*again)->compiled()), first, same ? "bit-equal" : "differ  <-- FAILED");
+        failures += !same;
+        Check((*again)->compiled() == 0, "plans were to be loaded");
+      }
+    }
+  }
+  std::printf("plans made anew %ld\n", static_cast<long>(a.compiled()));
   std::printf("at the end %.0f MiB of the card beside the test's own; nvrtc loaded %d\n",
               free_before - FreeMiB() - static_cast<double>(w.bytes >> 20), Loaded("nvrtc"));
   std::printf(failures == 0 ? "PASSED\n" : "FAILED: %d\n", failures);
