@@ -12,8 +12,9 @@ namespace hone::cuda {
 namespace {
 
 constexpr int kCandidates = 32;
+constexpr double kLargeFlops = 4e9;        // a product worth asking further than the library's own list
 constexpr int kRounds = 3;                 // of timing, after the one that sorts out
-constexpr double kWorthTiming = 1.25;      // times the fastest of that round
+constexpr double kWorthTiming = 1.12;      // times the fastest of that round
 constexpr double kShortestTiming = 100;    // microseconds of work between two events
 constexpr double kLongestTiming = 100000;  // per shape; a shape that took so long gets no further round
 
@@ -56,7 +57,7 @@ bool SumsInOnePiece(const cublasLtMatmulAlgo_t& algorithm) {
          Config<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-std::string Describe(const cublasLtMatmulAlgo_t& algorithm) {
+std::string NameOf(const cublasLtMatmulAlgo_t& algorithm) {
   return StrCat("id", Config<int32_t>(algorithm, CUBLASLT_ALGO_CONFIG_ID), ",tile",
                 Config<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID), ",stages",
                 Config<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID), ",swizzle",
@@ -103,6 +104,15 @@ TuningKey KeyOf(const Gemm::Product& p) {
           p.beta == 0                 ? 0
           : p.addend.data == p.c.data ? 1
                                       : 2};
+}
+
+template <typename C>
+void AddIfNew(std::vector<C>& candidates, const C& candidate) {
+  const std::string name = NameOf(candidate.algorithm);
+  for (const C& other : candidates) {
+    if (NameOf(other.algorithm) == name) return;
+  }
+  candidates.push_back(candidate);
 }
 
 }  // namespace
@@ -162,6 +172,40 @@ std::vector<Gemm::Candidate> Gemm::Candidates(Plan& plan, const Product& p) cons
     candidates.push_back({results[i].algo, results[i].workspaceSize, 0});
   }
   return candidates;
+}
+
+// The library proposes eight algorithms for a shape, and among those that it proposes for other large shapes of the
+// same kind there is at times a faster one: up to 7% (dX of down at 8192 tokens on an H100).
+void Gemm::AddFromLargeShapes(std::vector<Candidate>& candidates, Plan& plan, const Product& p) {
+  const std::array<int, 4> kind = {p.ta == Transpose::kYes, p.tb == Transpose::kYes, static_cast<int>(p.a.dtype),
+                                   static_cast<int>(p.c.dtype)};
+  auto found = large_shapes_.find(kind);
+  if (found == large_shapes_.end()) {
+    found = large_shapes_.emplace(kind, std::vector<Candidate>()).first;
+    for (const int64_t m : {2048, 8192}) {
+      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{4096, 4096}, {6144, 4096}, {28672, 4096}, {4096, 28672}}) {
+        const auto tensor = [](DType dtype, int64_t rows, int64_t cols) {
+          return Tensor{nullptr, dtype, rows, cols, cols + 64};
+        };
+        Product other = p;
+        other.a = kind[0] != 0 ? tensor(p.a.dtype, k, m) : tensor(p.a.dtype, m, k);
+        other.b = kind[1] != 0 ? tensor(p.a.dtype, n, k) : tensor(p.a.dtype, k, n);
+        other.c = other.addend = tensor(p.c.dtype, m, n);
+        Plan large;
+        Describe(large, other);
+        for (const Candidate& c : Candidates(large, other)) AddIfNew(found->second, c);
+      }
+    }
+  }
+  for (const Candidate& known : found->second) {
+    Candidate candidate = known;
+    cublasLtMatmulHeuristicResult_t result{};
+    const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_, &plan.operation, &plan.a, &plan.b, &plan.c, &plan.d,
+                                                          &candidate.algorithm, &result);
+    if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > workspace_bytes_) continue;
+    candidate.workspace_bytes = result.workspaceSize;
+    AddIfNew(candidates, candidate);
+  }
 }
 
 bool Gemm::TakeTuned(Plan& plan, const TunedAlgorithm& tuned) const {
@@ -235,8 +279,7 @@ Gemm::Candidate Gemm::Fastest(Plan& plan, std::vector<Candidate> candidates, con
                            [](const Candidate& x, const Candidate& y) { return x.microseconds < y.microseconds; });
 }
 
-Gemm::Plan Gemm::MakePlan(const TuningKey& key, const Product& p, cudaStream_t stream) {
-  Plan plan;
+void Gemm::Describe(Plan& plan, const Product& p) {
   Require(cublasLtMatmulDescInit(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
   // c^T = op(b)^T op(a)^T in column-major terms: the operands change places and keep their transposition.
   const cublasOperation_t op_b = p.tb == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -249,7 +292,11 @@ Gemm::Plan Gemm::MakePlan(const TuningKey& key, const Product& p, cudaStream_t s
   InitLayout(plan.b, p.a);
   InitLayout(plan.c, p.addend);
   InitLayout(plan.d, p.c);
+}
 
+Gemm::Plan Gemm::MakePlan(const TuningKey& key, const Product& p, cudaStream_t stream) {
+  Plan plan;
+  Describe(plan, p);
   const auto cached = tuned_.find(key);
   if (cached != tuned_.end() && TakeTuned(plan, cached->second)) {
     ++tuning_.cached_shapes;
@@ -257,19 +304,21 @@ Gemm::Plan Gemm::MakePlan(const TuningKey& key, const Product& p, cudaStream_t s
     return plan;
   }
   if (!warming_up_ && TakeNearest(plan, key)) return plan;
-  const std::vector<Candidate> candidates = Candidates(plan, p);
+  std::vector<Candidate> candidates = Candidates(plan, p);
   if (candidates.empty()) return plan;
   plan.supported = true;
   plan.chosen = candidates[0];
   if (!warming_up_) return plan;
   const auto begin = std::chrono::steady_clock::now();
-  plan.chosen = Fastest(plan, candidates, p, stream);
+  const double k = static_cast<double>(p.ta == Transpose::kYes ? p.a.rows : p.a.cols);
+  if (2.0 * static_cast<double>(p.c.elements()) * k > kLargeFlops) AddFromLargeShapes(candidates, plan, p);
+  plan.chosen = Fastest(plan, std::move(candidates), p, stream);
   plan.settled = true;
   TunedAlgorithm& tuned = tuned_[key];
   std::memcpy(tuned.bytes.data(), &plan.chosen.algorithm, tuned.bytes.size());
   tuned.workspace_bytes = plan.chosen.workspace_bytes;
   tuned.microseconds = plan.chosen.microseconds;
-  tuned.description = Describe(plan.chosen.algorithm);
+  tuned.description = NameOf(plan.chosen.algorithm);
   unsaved_ = true;
   ++tuning_.timed_shapes;
   tuning_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -292,10 +341,10 @@ std::string Gemm::DescribeTuning() const {
   std::string text;
   for (const auto& [key, plan] : plans_) {
     if (!plan.supported) continue;
-    text += StrCat(key[9] != 0 ? key[1] : key[0], " x ", key[9] != 0 ? key[0] : key[1], " -> ", key[4],
-                   key[9] != 0 ? " t" : " n", key[10] != 0 ? "t" : "n", key[17] != 0 ? " +" : "", ": ",
-                   plan.settled ? "" : "untimed, ", plan.chosen.microseconds, " us, ", Describe(plan.chosen.algorithm),
-                   "\n");
+    text +=
+        StrCat(key[9] != 0 ? key[1] : key[0], " x ", key[9] != 0 ? key[0] : key[1], " -> ", key[4],
+               key[9] != 0 ? " t" : " n", key[10] != 0 ? "t" : "n", key[17] != 0 ? " +" : "", ": ",
+               plan.settled ? "" : "untimed, ", plan.chosen.microseconds, " us, ", NameOf(plan.chosen.algorithm), "\n");
   }
   return text;
 }

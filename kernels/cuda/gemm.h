@@ -69,7 +69,9 @@ class Gemm {
 
   Gemm(cublasLtHandle_t handle, void* workspace, uint64_t workspace_bytes, const Options& options);
   Plan MakePlan(const TuningKey& key, const Product& p, cudaStream_t stream);
+  static void Describe(Plan& plan, const Product& p);
   std::vector<Candidate> Candidates(Plan& plan, const Product& p) const;
+  void AddFromLargeShapes(std::vector<Candidate>& candidates, Plan& plan, const Product& p);
   bool TakeTuned(Plan& plan, const TunedAlgorithm& tuned) const;
   bool TakeNearest(Plan& plan, const TuningKey& key) const;
   cublasStatus_t Enqueue(Plan& plan, const Candidate& candidate, const Product& p, cudaStream_t stream) const;
@@ -84,6 +86,7 @@ class Gemm {
   bool warming_up_ = false, unsaved_ = false;
   std::map<TuningKey, Plan> plans_;
   TuningTable tuned_;
+  std::map<std::array<int, 4>, std::vector<Candidate>> large_shapes_;  // their candidates, by transposes and dtypes
   Tuning tuning_;
 };
 

@@ -33,3 +33,6 @@ if("${CMAKE_CUDA_ARCHITECTURES}" MATCHES "86" AND CMAKE_GENERATOR STREQUAL Ninja
     COMMAND ${CMAKE_CURRENT_LIST_DIR}/check_ptxas.sh
             ${CMAKE_BINARY_DIR}/kernels/cuda/CMakeFiles/hone_kernels_cuda.dir 86 ${may_spill} ${sources})
 endif()
+
+add_executable(kernels_cuda_linear_bench cuda_linear_bench.cc)
+target_link_libraries(kernels_cuda_linear_bench PRIVATE hone_kernels_cuda)
