@@ -1,11 +1,13 @@
 // A GGUF file as ModelFiles. Llama's converter stores the rows of q and k so that the two halves of a head are
 // interleaved (row i*2 + half instead of half*D/2 + i); reading puts them back.
+#include <algorithm>
 #include <cstring>
 #include <map>
 
 #include "engine/io/gguf.h"
 #include "engine/io/gguf_config.h"
 #include "engine/io/model_source.h"
+#include "engine/io/random_access_file.h"
 #include "engine/io/safetensors.h"  // EscapeForDisplay
 #include "engine/model/family.h"
 #include "proto/base/status.h"
@@ -51,16 +53,18 @@ class GgufModel : public ModelFiles {
       std::memcpy(destination.data, bytes.data(), bytes.size());
       return absl::OkStatus();
     }
-    // A bias is a vector: its "rows" are its elements.
-    const int64_t rows = weight.rows == 1 ? weight.cols : weight.rows;
-    const uint64_t row_bytes = weight.bytes / static_cast<uint64_t>(rows);
-    const int64_t half = config_.head_dim / 2;
-    auto* out = static_cast<char*>(destination.data);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t head = row / config_.head_dim, within = row % config_.head_dim;
-      const int64_t stored = head * config_.head_dim + (within % half) * 2 + within / half;
-      std::memcpy(out + row * row_bytes, bytes.data() + stored * row_bytes, row_bytes);
-    }
+    ReadPermuted(weight, bytes, 0, weight.bytes, static_cast<char*>(destination.data));
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadScales(std::string_view, const WeightDestination&) const override { return absl::OkStatus(); }
+
+  absl::Status ReadPart(std::string_view name, uint64_t offset, uint64_t bytes, void* out) const override {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, Describe(name));
+    HONE_CHECK(offset <= weight.bytes && bytes <= weight.bytes - offset, name, ": part outside");
+    const GgufTensor* tensor = Find(name);
+    if (!IsPermuted(name)) return reader_->ReadAt(tensor->offset + offset, bytes, out);
+    ReadPermuted(weight, tensor->bytes, offset, bytes, static_cast<char*>(out));
     return absl::OkStatus();
   }
 
@@ -86,6 +90,8 @@ class GgufModel : public ModelFiles {
  private:
   absl::Status Load() {
     HONE_ASSIGN_OR_RETURN(config_, DecoderConfigFromGguf(file_));
+    HONE_ASSIGN_OR_RETURN(RandomAccessFile reader, RandomAccessFile::Open(source_));
+    reader_ = std::make_unique<RandomAccessFile>(std::move(reader));
     names_ = RequiredWeights(config_);
     for (const std::string& name : names_) {
       HONE_ASSIGN_OR_RETURN(const StoredWeight weight, Describe(name));
@@ -103,6 +109,23 @@ class GgufModel : public ModelFiles {
     DigestWeights(sha, header, all.substr(header.size()));
     digest_ = sha.FinishHex();
     return absl::OkStatus();
+  }
+
+  // Bytes [offset, offset + count) of the weight with its rows in Hugging Face's order.
+  void ReadPermuted(const StoredWeight& weight, std::string_view bytes, uint64_t offset, uint64_t count,
+                    char* out) const {
+    // A bias is a vector: its "rows" are its elements.
+    const int64_t rows = weight.rows == 1 ? weight.cols : weight.rows;
+    const uint64_t row_bytes = weight.bytes / static_cast<uint64_t>(rows);
+    const int64_t half = config_.head_dim / 2;
+    for (uint64_t at = offset; at < offset + count;) {
+      const auto row = static_cast<int64_t>(at / row_bytes);
+      const uint64_t skipped = at % row_bytes, taken = std::min(row_bytes - skipped, offset + count - at);
+      const int64_t head = row / config_.head_dim, within = row % config_.head_dim;
+      const int64_t stored = head * config_.head_dim + (within % half) * 2 + within / half;
+      std::memcpy(out + (at - offset), bytes.data() + static_cast<uint64_t>(stored) * row_bytes + skipped, taken);
+      at += taken;
+    }
   }
 
   bool IsPermuted(std::string_view name) const {
@@ -125,6 +148,7 @@ class GgufModel : public ModelFiles {
   }
 
   GgufFile file_;
+  std::unique_ptr<RandomAccessFile> reader_;
 };
 
 }  // namespace

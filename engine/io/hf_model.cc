@@ -8,6 +8,7 @@
 #include "engine/io/hf_config.h"
 #include "engine/io/model_source.h"
 #include "engine/io/nf4.h"
+#include "engine/io/random_access_file.h"
 #include "engine/io/safetensors.h"
 #include "proto/base/file.h"
 #include "proto/base/json.h"
@@ -68,24 +69,36 @@ class HuggingFaceModel : public ModelFiles {
 
   absl::Status Read(std::string_view name, const WeightDestination& destination) const override {
     HONE_ASSIGN_OR_RETURN(const SafetensorsTensor* tensor, Need(name));
-    const auto copy = [](std::string_view from, void* to) {
-      HONE_CHECK(to != nullptr, "a weight's part has no destination");
-      std::memcpy(to, from.data(), from.size());
-    };
-    copy(tensor->bytes, destination.data);
+    Copy(tensor->bytes, destination.data);
+    return ReadScales(name, destination);
+  }
+
+  absl::Status ReadScales(std::string_view name, const WeightDestination& destination) const override {
     const auto nf4 = nf4_.find(name);
     if (nf4 == nf4_.end()) return absl::OkStatus();
     const Nf4Tensors& parts = nf4->second;
     if (!parts.nested) {
-      copy(parts.absmax, destination.absmax);
+      Copy(parts.absmax, destination.absmax);
       return absl::OkStatus();
     }
-    copy(parts.absmax, destination.absmax_codes);
-    copy(parts.nested_code, destination.nested_code);
-    copy(parts.nested_absmax, destination.nested_absmax);
+    Copy(parts.absmax, destination.absmax_codes);
+    Copy(parts.nested_code, destination.nested_code);
+    Copy(parts.nested_absmax, destination.nested_absmax);
     HONE_CHECK(destination.nested_offset != nullptr, "a weight's offset has no destination");
     *destination.nested_offset = parts.nested_offset;
     return absl::OkStatus();
+  }
+
+  absl::Status ReadPart(std::string_view name, uint64_t offset, uint64_t bytes, void* out) const override {
+    HONE_ASSIGN_OR_RETURN(const SafetensorsTensor* tensor, Need(name));
+    HONE_CHECK(offset <= tensor->bytes.size() && bytes <= tensor->bytes.size() - offset, name, ": part outside");
+    for (size_t i = 0; i < files_.size(); ++i) {
+      const SafetensorsFile& file = weights_.files()[i];
+      if (file.Find(name) != tensor) continue;
+      const char* const begin = file.header().data() - sizeof(uint64_t);  // of the file
+      return files_[i].ReadAt(static_cast<uint64_t>(tensor->bytes.data() - begin) + offset, bytes, out);
+    }
+    FailInvariant(__FILE__, __LINE__, "a weight of this folder's files", std::string(name));
   }
 
   std::vector<ListedTensor> Tensors() const override {
@@ -123,6 +136,8 @@ class HuggingFaceModel : public ModelFiles {
     names_ = RequiredWeights(config_);
     HONE_ASSIGN_OR_RETURN(weights_, SafetensorsDirectory::Open(source_));
     for (const SafetensorsFile& file : weights_.files()) {
+      HONE_ASSIGN_OR_RETURN(RandomAccessFile reader, RandomAccessFile::Open(file.path()));
+      files_.push_back(std::move(reader));
       for (const SafetensorsTensor& tensor : file.tensors()) {
         if (!tensor.name.ends_with(kQuantState)) continue;
         HONE_RETURN_IF_ERROR(LoadNf4(tensor));
@@ -228,7 +243,13 @@ class HuggingFaceModel : public ModelFiles {
     return absl::OkStatus();
   }
 
+  static void Copy(std::string_view from, void* to) {
+    HONE_CHECK(to != nullptr, "a weight's part has no destination");
+    std::memcpy(to, from.data(), from.size());
+  }
+
   SafetensorsDirectory weights_;
+  std::vector<RandomAccessFile> files_;  // of weights_.files()
   std::map<std::string, Nf4Tensors, std::less<>> nf4_;
 };
 

@@ -76,6 +76,11 @@ class ModelFiles {
   // Copies the stored form. GGUF's rotary permutation of q and k rows is undone (whole rows move, blocks are
   // untouched).
   virtual absl::Status Read(std::string_view name, const WeightDestination& destination) const = 0;
+  // Bytes [offset, offset + bytes) of the elements as Read gives them (NF4: of the codes), for readers that share a
+  // weight. Files are read, not mapped.
+  virtual absl::Status ReadPart(std::string_view name, uint64_t offset, uint64_t bytes, void* out) const = 0;
+  // What Read gives beside `data`; nothing but for kNf4.
+  virtual absl::Status ReadScales(std::string_view name, const WeightDestination& destination) const = 0;
   // rows * cols floats, decoded. Thread-safe, as everything here is.
   absl::Status ReadAsFloat(std::string_view name, float* out) const;
 

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -59,7 +61,14 @@ struct ModelPlacement {
 struct ModelArenas {
   Arena* weights = nullptr;
   Arena* pinned = nullptr;
+  // Where weights lie until they are quantised, given back when Load returns: memory that training uses later. Without
+  // it the end of `weights`, which then is larger.
+  Arena* staging = nullptr;
+  // Page-locked memory that what is read goes through on its way to a card, kLoadRingBytes; only while loading. Empty:
+  // ordinary memory, slower there.
+  std::span<std::byte> ring = {};
 };
+inline constexpr uint64_t kLoadRingBytes = uint64_t{128} << 20;
 
 class Model : public LayerSource {
  public:

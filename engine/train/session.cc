@@ -34,7 +34,8 @@ ArenaSet ArenaSet::Dry() {
           Arena::Dry("scratch"),
           Arena::Dry("pinned"),
           {},
-          0};
+          0,
+          nullptr};
 }
 
 absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes& bytes, uint64_t pinned_bytes) {
@@ -46,7 +47,13 @@ absl::StatusOr<ArenaSet> ArenaSet::Reserve(Backend& backend, const v1::PlanBytes
   HONE_ASSIGN_OR_RETURN(Arena saved, ReserveArena(backend, "saved", bytes.saved(), blocks));
   HONE_ASSIGN_OR_RETURN(Arena scratch, ReserveArena(backend, "scratch", bytes.scratch(), blocks));
   HONE_ASSIGN_OR_RETURN(Arena pinned, ReserveArena(backend, "pinned", pinned_bytes, blocks, true));
-  return ArenaSet{weights, adapter, gradients, optimizer, saved, scratch, pinned, std::move(blocks), bytes.context()};
+  std::unique_ptr<MemoryBlock> ring;
+  if (backend.ops().backend() == BackendKind::kCuda) {
+    // Without it loading is slower, not wrong.
+    if (auto reserved = backend.ReservePinned(kLoadRingBytes); reserved.ok()) ring = *std::move(reserved);
+  }
+  return ArenaSet{weights, adapter, gradients,         optimizer,       saved,
+                  scratch, pinned,  std::move(blocks), bytes.context(), std::move(ring)};
 }
 
 v1::PlanBytes ArenaSet::HighWater() const {
@@ -114,8 +121,12 @@ absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFi
       placement.spare.push_back(SpareColumns(ops, &session->lora_, layer, static_cast<GroupKind>(group)));
     }
   }
-  HONE_ASSIGN_OR_RETURN(session->model_,
-                        Model::Load(files, placement, ops, {&arenas.weights, &arenas.pinned}, progress));
+  ModelArenas model_arenas{&arenas.weights, &arenas.pinned, &arenas.scratch};
+  if (arenas.load_ring != nullptr) {
+    model_arenas.ring = {static_cast<std::byte*>(arenas.load_ring->data()), arenas.load_ring->size()};
+  }
+  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, placement, ops, model_arenas, progress));
+  arenas.load_ring.reset();
   const int64_t elements = session->layout_.elements();
   session->lora_.values = arenas.adapter.AllocateTensor(DType::kF32, 1, elements);
   session->lora_.gradients = arenas.gradients.AllocateTensor(DType::kF32, 1, elements);

@@ -24,6 +24,7 @@ struct ArenaSet {
   Arena pinned;  // host: what a plan keeps there of the model, then what waits there in a step
   std::vector<std::unique_ptr<MemoryBlock>> blocks;  // what they lie in; empty when dry
   uint64_t context_bytes = 0;                        // the back end's constant workspace
+  std::unique_ptr<MemoryBlock> load_ring;            // page-locked, until the model is loaded; a card's only
 
   static ArenaSet Dry();
   // ResourceExhausted naming the arena if the device does not have it.

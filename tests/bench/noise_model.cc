@@ -65,7 +65,19 @@ class NoiseModel : public ModelFiles {
     }
     const bool nf4 = weight.dtype == DType::kNf4;
     Repeat(nf4 ? static_cast<const void*>(codes_.data()) : values_.data(), kPool, to.data, weight.bytes);
-    if (!nf4) return absl::OkStatus();
+    return ReadScales(name, to);
+  }
+
+  absl::Status ReadPart(std::string_view name, uint64_t offset, uint64_t bytes, void* out) const override {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, Describe(name));
+    (void)offset;  // noise anywhere
+    Repeat(weight.dtype == DType::kNf4 ? static_cast<const void*>(codes_.data()) : values_.data(), kPool, out, bytes);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadScales(std::string_view name, const WeightDestination& to) const override {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, Describe(name));
+    if (weight.dtype != DType::kNf4) return absl::OkStatus();
     Repeat(codes_.data(), kPool, to.absmax_codes, weight.blocks);
     std::copy(Nf4DynamicMap().begin(), Nf4DynamicMap().end(), to.nested_code);
     std::fill_n(to.nested_absmax, weight.nested_blocks, 0.1f * kScale);

@@ -142,9 +142,9 @@ OpCase AdamW8bitCase(int64_t count, float max_grad_norm, float weight_decay) {
 // Out to pinned memory, over the original, and back elsewhere: what comes back is what was there when it was sent.
 OpCase TransferCase(int64_t rows, int64_t cols) {
   return {StrCat("transfer/", rows, "x", cols), [=](CaseTensors& t) {
-            const Tensor first = t.Random(DType::kF32, rows, cols), second = t.Random(DType::kF32, rows, cols);
-            const Tensor back = t.Output(DType::kF32, rows, cols), again = t.Output(DType::kF32, rows, cols);
-            const auto bytes = static_cast<uint64_t>(rows * cols * 4);
+            const Tensor first = t.Random(t.act(), rows, cols), second = t.Random(t.act(), rows, cols);
+            const Tensor back = t.Output(t.act(), rows, cols), again = t.Output(t.act(), rows, cols);
+            const auto bytes = static_cast<uint64_t>(rows * cols * BlockBytes(t.act()));
             auto reserved = t.backend().ReservePinned(2 * bytes);
             HONE_CHECK(reserved.ok(), reserved.status().ToString());
             const std::shared_ptr<MemoryBlock> pinned = *std::move(reserved);
@@ -168,8 +168,11 @@ OpCase TransferCase(int64_t rows, int64_t cols) {
                                   const Values x = c.Before(first), y = c.Before(second);
                                   Values sum(x.size());
                                   for (size_t i = 0; i < x.size(); ++i) {
-                                    const float sent = static_cast<float>(x[i]) + static_cast<float>(y[i]);
-                                    sum[i] = sent + static_cast<float>(x[i]);
+                                    const auto round = [&](double v) {
+                                      const auto f = static_cast<float>(v);
+                                      return back.dtype == DType::kBF16 ? reference::RoundToBf16(f) : f;
+                                    };
+                                    sum[i] = round(round(x[i] + y[i]) + x[i]);
                                   }
                                   c.ExpectExactly("back", back, sum);
                                   c.ExpectExactly("again", again, x);
