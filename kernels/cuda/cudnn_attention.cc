@@ -3,7 +3,6 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/cuda/cudnn_budget.h"
 #include "proto/base/file.h"
 #include "proto/base/status.h"
 
@@ -167,12 +166,6 @@ class GraphMaker {
   Node lengths_ = nullptr, scale_ = nullptr, q_ = nullptr, k_ = nullptr, out_ = nullptr, lse_ = nullptr;
 };
 
-int64_t PowerOfTwoAbove(int64_t n) {
-  int64_t p = 1;
-  while (p < n) p *= 2;
-  return p;
-}
-
 bool Aligned(Tensor t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.pitch % 8 == 0; }
 
 // Hands out parts of the caller's workspace.
@@ -190,10 +183,6 @@ class Workspace {
   char* base_;
   uint64_t bytes_, used_;
 };
-
-uint64_t OffsetsEnd(const std::vector<CudnnCall>& calls) {
-  return calls.empty() ? 0 : calls.back().offsets_at + CudnnOffsetBytes(calls.back().batch);
-}
 
 void* At(Tensor t, int64_t column) { return static_cast<char*>(t.data) + column * BlockBytes(t.dtype); }
 
@@ -221,32 +210,6 @@ std::vector<CudnnPlan::Binding> Bindings(const CudnnCall& call, char* workspace,
 }
 
 }  // namespace
-
-std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
-                                  uint64_t cudnn_bytes, int64_t least_batch) {
-  std::map<int64_t, int64_t> classes;
-  for (const Segment& s : documents) {
-    if (s.q_len > 0) ++classes[CudnnLengthClass(s.q_len)];
-  }
-  std::vector<CudnnCall> calls;
-  uint64_t at = 0;
-  for (const auto& [length, count] : classes) {
-    const CudnnCallShape shape = CudnnCallShapeFor(heads, kv_heads, length, cudnn_bytes);
-    if (shape.batch == 0) return {};
-    int64_t shorter = 0;  // the longest document of the class below
-    for (int64_t c = kCudnnShortestClass; c < length; c = CudnnNextClass(c)) shorter = c;
-    for (int64_t skip = 0; skip < count; skip += shape.batch) {
-      CudnnCall call{.length = length, .shortest = shorter + 1, .longest = length, .skip = skip};
-      call.documents = std::min(shape.batch, count - skip);
-      call.batch = std::min(shape.batch, PowerOfTwoAbove(std::max(call.documents, least_batch)));
-      call.kv_heads = shape.kv_heads;
-      call.offsets_at = at;
-      at += CudnnOffsetBytes(call.batch);
-      calls.push_back(call);
-    }
-  }
-  return calls;
-}
 
 absl::StatusOr<std::unique_ptr<CudnnAttention>> CudnnAttention::Open(uint64_t cudnn_bytes, std::string_view cache) {
   int device = 0, major = 0, minor = 0, processors = 0;
@@ -324,7 +287,7 @@ absl::Status CudnnAttention::Forward(Tensor q, Tensor k, Tensor v, const Segment
   for (const CudnnCall& call : calls) {
     key.batch = call.batch, key.length = call.length, key.kv_heads = call.kv_heads;
     HONE_ASSIGN_OR_RETURN(const CudnnPlan* plan, PlanFor(key));
-    Workspace space(workspace, workspace_bytes, OffsetsEnd(calls));
+    Workspace space(workspace, workspace_bytes, CudnnOffsetsEnd(calls));
     void* scratch = space.Take(plan->workspace_bytes());
     for (int64_t kv = 0; kv < shape.kv_heads; kv += call.kv_heads) {
       auto b = Bindings(call, static_cast<char*>(workspace), values, false, false);
@@ -362,7 +325,7 @@ absl::Status CudnnAttention::Backward(Tensor d_out, Tensor q, Tensor k, Tensor v
     steps[kFull] /= group;  // cuDNN multiplies these offsets by the group
     CudnnOffsets(segments.device, {&call, 1}, steps, workspace, stream);
     HONE_ASSIGN_OR_RETURN(const CudnnPlan* plan, PlanFor(key));
-    Workspace space(workspace, workspace_bytes, OffsetsEnd(calls));
+    Workspace space(workspace, workspace_bytes, CudnnOffsetsEnd(calls));
     void* sums = space.Take(static_cast<uint64_t>(q.rows * lse.pitch) * 4);
     const uint64_t full_bytes = static_cast<uint64_t>(q.rows * full_pitch) * (float_full_ ? 4 : 2);
     void* full_dk = space.Take(group == 1 ? 0 : full_bytes);

@@ -12,26 +12,13 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/cudnn_budget.h"
 #include "kernels/cuda/cudnn_library.h"
 #include "kernels/ops.h"
 
 namespace hone::cuda {
-
-// Documents of one length class, and the heads, that one run of a plan takes.
-struct CudnnCall {
-  int64_t length = 0;                    // of the class
-  int64_t shortest = 0, longest = 0;     // documents of shortest .. longest tokens,
-  int64_t skip = 0, documents = 0;       // but the first `skip` of them,
-  int64_t batch = 0;                     // padded with empty ones to so many
-  int64_t kv_heads = 0;                  // in steps of so many
-  uint64_t offsets_at = 0;               // where its offsets begin in the workspace
-};
-// How the documents are cut; empty where one does not fit.
-std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
-                                  uint64_t cudnn_bytes, int64_t least_batch = 1);
 
 class CudnnAttention {
  public:

@@ -7,6 +7,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "kernels/ops.h"
 
 namespace hone {
 
@@ -26,7 +31,7 @@ constexpr int64_t CudnnLengthClass(int64_t length) {
 }
 constexpr int64_t CudnnNextClass(int64_t c) { return (c & (c - 1)) == 0 ? c + c / 2 : c / 3 * 4; }
 
-// What cuDNN asks for one call, never under what it reports (measured with 9.14 and 9.19).
+// What cuDNN asks for one call, never under what it reports (measured with 9.14: 26 KiB more at most).
 constexpr uint64_t CudnnBackwardBytes(int64_t batch, int64_t heads, int64_t length) {
   return static_cast<uint64_t>(batch * heads) * static_cast<uint64_t>(length * length) * 2 + (uint64_t{4} << 20);
 }
@@ -49,11 +54,56 @@ constexpr CudnnCallShape CudnnCallShapeFor(int64_t heads, int64_t kv_heads, int6
   return {batch, k};
 }
 
+constexpr int64_t CudnnPowerOfTwoAbove(int64_t n) {
+  int64_t p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
 constexpr uint64_t CudnnAligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Offsets and lengths of one call of `batch` documents.
 constexpr uint64_t CudnnOffsetBytes(int64_t batch) {
   return CudnnAligned(static_cast<uint64_t>(kCudnnOffsetArrays * ((batch + 2) / 2 * 2) * 8 + (batch + 3) / 4 * 16));
+}
+
+// Documents of one length class that one run of a plan takes, in steps of kv_heads.
+struct CudnnCall {
+  int64_t length = 0;                 // of the class
+  int64_t shortest = 0, longest = 0;  // documents of shortest .. longest tokens,
+  int64_t skip = 0, documents = 0;    // but the first `skip` of them,
+  int64_t batch = 0;                  // padded with empty ones to so many
+  int64_t kv_heads = 0;
+  uint64_t offsets_at = 0;            // where its offsets begin in the workspace
+};
+// How documents are cut; empty where one does not fit. Pad to at least `least_batch` documents where a call has room.
+inline std::vector<CudnnCall> CudnnCalls(std::span<const Segment> documents, int64_t heads, int64_t kv_heads,
+                                         uint64_t cudnn_bytes, int64_t least_batch = 1) {
+  std::map<int64_t, int64_t> classes;
+  for (const Segment& s : documents) {
+    if (s.q_len > 0) ++classes[CudnnLengthClass(s.q_len)];
+  }
+  std::vector<CudnnCall> calls;
+  uint64_t at = 0;
+  for (const auto& [length, count] : classes) {
+    const CudnnCallShape shape = CudnnCallShapeFor(heads, kv_heads, length, cudnn_bytes);
+    if (shape.batch == 0) return {};
+    int64_t shorter = 0;  // the longest document of the class below
+    for (int64_t c = kCudnnShortestClass; c < length; c = CudnnNextClass(c)) shorter = c;
+    for (int64_t skip = 0; skip < count; skip += shape.batch) {
+      CudnnCall call{.length = length, .shortest = shorter + 1, .longest = length, .skip = skip};
+      call.documents = std::min(shape.batch, count - skip);
+      call.batch = std::min(shape.batch, CudnnPowerOfTwoAbove(std::max(call.documents, least_batch)));
+      call.kv_heads = shape.kv_heads;
+      call.offsets_at = at;
+      at += CudnnOffsetBytes(call.batch);
+      calls.push_back(call);
+    }
+  }
+  return calls;
+}
+inline uint64_t CudnnOffsetsEnd(const std::vector<CudnnCall>& calls) {
+  return calls.empty() ? 0 : calls.back().offsets_at + CudnnOffsetBytes(calls.back().batch);
 }
 
 // All that Forward and Backward together need for `documents` packed documents of `tokens` tokens, none longer than
@@ -62,15 +112,19 @@ constexpr uint64_t CudnnAttentionWorkspaceBytes(int64_t heads, int64_t kv_heads,
                                                 int64_t tokens, int64_t documents, uint64_t cudnn_bytes) {
   const CudnnCallShape longest = CudnnCallShapeFor(heads, kv_heads, CudnnLengthClass(max_length), cudnn_bytes);
   if (longest.batch == 0) return 0;
-  // Every call but a class's last is full; a call of n documents has room for fewer than 2 n.
-  uint64_t offsets = 0, cudnn = 0;
+  // A call of n documents is padded to fewer than 2 n; a class cannot hold more documents than its shortest allow.
+  uint64_t cudnn = 0;
+  uint64_t offsets = static_cast<uint64_t>(documents) * CudnnOffsetBytes(2);
+  int64_t shortest = 1;
   for (int64_t c = kCudnnShortestClass;; c = CudnnNextClass(c)) {
-    offsets += CudnnOffsetBytes(1);
     const CudnnCallShape shape = CudnnCallShapeFor(heads, kv_heads, c, cudnn_bytes);
-    cudnn = std::max(cudnn, CudnnBackwardBytes(shape.batch, shape.kv_heads * (heads / kv_heads), c));
+    const int64_t most = std::min(documents, std::max<int64_t>(1, tokens / shortest));
+    const int64_t batch = std::min(shape.batch, CudnnPowerOfTwoAbove(most));
+    cudnn = std::max(cudnn, CudnnBackwardBytes(batch, shape.kv_heads * (heads / kv_heads), c));
+    offsets += CudnnOffsetBytes(1);
     if (c >= max_length) break;
+    shortest = c + 1;
   }
-  offsets += static_cast<uint64_t>(documents) * CudnnOffsetBytes(2);
   const uint64_t softmax_sums = CudnnAligned(static_cast<uint64_t>(tokens * heads) * 4);
   const uint64_t full_heads = 2 * CudnnAligned(static_cast<uint64_t>(tokens * heads * head_dim) * 2);
   return offsets + softmax_sums + full_heads + CudnnAligned(cudnn);
