@@ -10,15 +10,38 @@ AdamWOptimizer::AdamWOptimizer(Ops& ops, const v1::OptimizerSpec& spec, int64_t 
   constants_.eps = static_cast<float>(spec.eps());
   constants_.weight_decay = static_cast<float>(spec.weight_decay());
   max_grad_norm_ = static_cast<float>(spec.max_grad_norm());
-  m_ = arena.AllocateTensor(DType::kF32, 1, elements);
-  v_ = arena.AllocateTensor(DType::kF32, 1, elements);
+  eight_bit_ = spec.name() == v1::OPTIMIZER_NAME_ADAMW_8BIT;
+  auto floats = [&](const char* name, int64_t count) {
+    const Tensor tensor = arena.AllocateTensor(DType::kF32, 1, count);
+    zeroed_.push_back(tensor);
+    states_.push_back({name, tensor});
+    return tensor;
+  };
+  auto codes = [&](const char* name) {
+    const int64_t words = (elements + 3) / 4;
+    const Tensor whole = arena.AllocateTensor(DType::kI32, 1, words);
+    zeroed_.push_back(whole);
+    const Tensor tensor{whole.data, DType::kU8, 1, elements, elements};
+    states_.push_back({name, tensor});
+    return tensor;
+  };
+  if (eight_bit_) {
+    const int64_t blocks = (elements + kOptimizerBlockSize - 1) / kOptimizerBlockSize;
+    m_ = codes("adamw8_m");
+    m_absmax_ = floats("adamw8_m_absmax", blocks);
+    v_ = codes("adamw8_v");
+    v_absmax_ = floats("adamw8_v_absmax", blocks);
+  } else {
+    m_ = floats("adamw_m", elements);
+    v_ = floats("adamw_v", elements);
+  }
   sum_squares_ = arena.AllocateTensor(DType::kF32, 1, 1);
   step_ = arena.AllocateTensor(DType::kF32, 1, 4);
 }
 
+// Scales of 0 make every code a 0.
 void AdamWOptimizer::Reset() {
-  ops_.Fill(m_, 0);
-  ops_.Fill(v_, 0);
+  for (const Tensor tensor : zeroed_) ops_.Fill(tensor, 0);
 }
 
 void AdamWOptimizer::Step(Tensor values, Tensor gradients, int64_t step, double learning_rate) {
@@ -30,7 +53,11 @@ void AdamWOptimizer::Step(Tensor values, Tensor gradients, int64_t step, double 
   params.max_grad_norm = max_grad_norm_;
   ops_.SumSquares(gradients, sum_squares_);
   ops_.Upload(&params, step_);
-  ops_.AdamW(values, gradients, m_, v_, sum_squares_, step_, constants_);
+  if (eight_bit_) {
+    ops_.AdamW8bit(values, gradients, m_, m_absmax_, v_, v_absmax_, sum_squares_, step_, constants_);
+  } else {
+    ops_.AdamW(values, gradients, m_, v_, sum_squares_, step_, constants_);
+  }
 }
 
 double AdamWOptimizer::GradientNorm() {

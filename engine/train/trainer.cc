@@ -14,6 +14,7 @@
 #include "engine/train/micro_batches.h"
 #include "engine/train/reference.h"
 #include "engine/train/step_log.h"
+#include "engine/train/warm_up.h"
 #include "proto/base/file.h"
 #include "proto/base/sha256.h"
 #include "proto/base/status.h"
@@ -26,22 +27,16 @@ using Clock = std::chrono::steady_clock;
 
 double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-std::string_view Bytes(const std::vector<float>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
-}
-
-absl::StatusOr<std::vector<float>> Floats(const LoadedCheckpoint& checkpoint, const std::string& part,
-                                          int64_t elements) {
+absl::StatusOr<std::string_view> Part(const LoadedCheckpoint& checkpoint, const std::string& part, uint64_t bytes) {
   const auto found = checkpoint.parts.find(part);
   if (found == checkpoint.parts.end()) return DataLoss(checkpoint.path, ": ", part, " is missing");
-  const std::string_view bytes = found->second.bytes();
-  if (bytes.size() != elements * sizeof(float)) {
-    return DataLoss(checkpoint.path, ": ", part, " has ", bytes.size(), " bytes, expected ", elements * sizeof(float));
-  }
-  std::vector<float> values(elements);
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(values.data()));
-  return values;
+  const std::string_view data = found->second.bytes();
+  if (data.size() != bytes)
+    return DataLoss(checkpoint.path, ": ", part, " has ", data.size(), " bytes, expected ", bytes);
+  return data;
 }
+
+uint64_t BytesOf(const Tensor& dense) { return static_cast<uint64_t>(dense.elements() * BlockBytes(dense.dtype)); }
 
 class Trainer {
  public:
@@ -63,6 +58,12 @@ class Trainer {
   void EmitProgress(v1::Phase phase, int64_t done, int64_t total, const std::string& detail = "");
   void EmitMemory();
   absl::Status CheckStop();
+  // The adapter and the optimiser's states.
+  std::vector<AdamWOptimizer::State> CheckpointParts() const {
+    std::vector<AdamWOptimizer::State> parts = session_->optimizer().states();
+    parts.insert(parts.begin(), {"adapter", session_->lora().values});
+    return parts;
+  }
   std::string Path(const char* name) const { return StrCat(request_.output_dir, "/", name); }
 
   const TrainRequest& request_;
@@ -91,16 +92,19 @@ void Trainer::EmitProgress(v1::Phase phase, int64_t done, int64_t total, const s
 
 void Trainer::EmitMemory() {
   outcome_.memory = arenas_.Use();
+  outcome_.memory.set_planned_bytes(request_.plan.bytes().total());
+  outcome_.memory.set_process_bytes(backend_.ProcessBytes());
   v1::FromWorker event;
   *event.mutable_memory() = outcome_.memory;
   events_.Emit(event);
 }
 
-// Reserves everything, loads the model, lays the run out. Afterwards no arena grows.
+// Reserves everything, loads the model, lays the run out and warms it up. Afterwards nothing is allocated on the
+// device.
 absl::Status Trainer::Start() {
   EmitProgress(v1::PHASE_LOADING, 0, run_.files->config().num_layers, run_.files->source());
   HONE_ASSIGN_OR_RETURN(objective_, MakeObjective(run_.spec));
-  HONE_ASSIGN_OR_RETURN(arenas_, ArenaSet::Reserve(backend_, request_.plan.bytes()));
+  HONE_ASSIGN_OR_RETURN(arenas_, ArenaSet::Reserve(backend_, request_.plan.bytes(), request_.plan.pinned_bytes()));
   HONE_ASSIGN_OR_RETURN(const SessionOptions options, OptionsFromPlan(run_, request_.plan));
   HONE_ASSIGN_OR_RETURN(
       session_,
@@ -108,11 +112,20 @@ absl::Status Trainer::Start() {
         EmitProgress(v1::PHASE_LOADING, done, total, run_.files->source());
       }));
   HONE_RETURN_IF_ERROR(MakeDirectories(request_.output_dir));
+  if (backend_.ops().backend() != BackendKind::kCuda) return absl::OkStatus();
+  EmitProgress(v1::PHASE_WARMING, 0, 0);
+  WarmUp(run_, request_.plan, *session_, backend_);
+  EmitMemory();
+  if (outcome_.memory.process_bytes() <= outcome_.memory.planned_bytes()) return absl::OkStatus();
+  v1::FromWorker event;
+  event.set_warning(StrCat("the driver counts ", outcome_.memory.process_bytes() >> 20,
+                           " MiB for this process, the plan ", outcome_.memory.planned_bytes() >> 20,
+                           " MiB; please report the card and its driver"));
+  events_.Emit(event);
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Resume() {
-  const int64_t elements = session_->layout().elements();
   HONE_ASSIGN_OR_RETURN(CheckpointSearch search, LoadNewestCheckpoint(Path("checkpoints")));
   for (const std::string& damaged : search.damaged) {
     v1::FromWorker event;
@@ -137,12 +150,11 @@ absl::Status Trainer::Resume() {
           request_.output_dir, ": its checkpoint at step ", checkpoint.step,
           " was made with another spec, data set or model; choose another --output, or remove it");
     }
-    HONE_ASSIGN_OR_RETURN(const std::vector<float> values, Floats(checkpoint, "adapter.bin", elements));
-    HONE_ASSIGN_OR_RETURN(const std::vector<float> m, Floats(checkpoint, "adamw_m.bin", elements));
-    HONE_ASSIGN_OR_RETURN(const std::vector<float> v, Floats(checkpoint, "adamw_v.bin", elements));
-    session_->Upload(values, session_->lora().values);
-    session_->Upload(m, session_->optimizer().m());
-    session_->Upload(v, session_->optimizer().v());
+    for (const AdamWOptimizer::State& part : CheckpointParts()) {
+      HONE_ASSIGN_OR_RETURN(const std::string_view bytes, Part(checkpoint, part.name + ".bin", BytesOf(part.tensor)));
+      backend_.ops().Upload(bytes.data(), part.tensor);
+    }
+    backend_.ops().Synchronize();  // the checkpoint's pages end with this scope
     outcome_.last_step = checkpointed_ = checkpoint.step;
     cursor_ = order_.CursorAfter(static_cast<uint64_t>(checkpoint.step));
   }
@@ -292,10 +304,15 @@ absl::Status Trainer::Checkpoint(int64_t steps_done) {
   if (checkpointed_ == steps_done) return absl::OkStatus();
   const auto begin = Clock::now();
   HONE_RETURN_IF_ERROR(step_log_->Flush());
-  const std::vector<float> values = session_->Download(session_->lora().values);
-  const std::vector<float> m = session_->Download(session_->optimizer().m());
-  const std::vector<float> v = session_->Download(session_->optimizer().v());
-  const CheckpointPart parts[] = {{"adapter.bin", Bytes(values)}, {"adamw_m.bin", Bytes(m)}, {"adamw_v.bin", Bytes(v)}};
+  std::vector<std::string> bytes;
+  std::vector<CheckpointPart> parts;
+  const std::vector<AdamWOptimizer::State> wanted = CheckpointParts();
+  bytes.reserve(wanted.size());  // parts look into it
+  for (const AdamWOptimizer::State& part : wanted) {
+    bytes.emplace_back(BytesOf(part.tensor), '\0');
+    backend_.ops().Download(part.tensor, bytes.back().data());
+    parts.push_back({part.name + ".bin", bytes.back()});
+  }
   const nlohmann::json state = {{"step", steps_done},
                                 {"spec_sha256", SpecIdentity(run_.spec)},
                                 {"data_sha256", DatasetDigest(run_.data.train)},

@@ -1,0 +1,80 @@
+#include "engine/train/warm_up.h"
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "engine/model/launch.h"
+#include "engine/plan/launches.h"
+
+namespace hone {
+namespace {
+
+constexpr int64_t kSteps = 16;     // whose launches are looked at
+constexpr size_t kMostSizes = 16;  // of launches that are run
+
+// One document as large as the limits.
+PackedBatch Largest(const BatchLimits& limits) {
+  PackedBatch batch;
+  const std::vector<int32_t> ids(limits.tokens, 0);
+  AppendDocument(batch, ids.data(), limits.tokens);
+  for (int64_t i = 0; i < limits.logit_rows && i < limits.tokens; ++i) {
+    batch.logit_rows.push_back(static_cast<int32_t>(i));
+    batch.targets.push_back(0);
+  }
+  return batch;
+}
+
+// Of launches that compute equally many rows the one with most wanted rows.
+using BySize = std::map<int64_t, PackedBatch, std::greater<>>;
+void Collect(const std::vector<LaunchBatch>& launches, int64_t row_multiple, BySize& sizes) {
+  for (const LaunchBatch& launch : launches) {
+    const int64_t rows = LaunchRows(launch.packed.tokens(), row_multiple);
+    PackedBatch& kept = sizes[rows];
+    if (kept.logit_rows.size() < launch.packed.logit_rows.size() || kept.tokens() == 0) kept = launch.packed;
+    if (sizes.size() > kMostSizes) sizes.erase(std::prev(sizes.end()));
+  }
+}
+
+}  // namespace
+
+void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session, Backend& backend) {
+  Ops& ops = backend.ops();
+  const RunLimits& limits = session.options().limits;
+  const int64_t row_multiple = session.options().decoder.row_multiple;
+  BySize train, forward;
+  BatchOrder order = run.Order();
+  DataCursor cursor;
+  for (int64_t step = 0; step < std::min(run.steps, kSteps); ++step) {
+    const StepLaunches launches = LaunchesOf(run, plan, order.Next(&cursor));
+    Collect(launches.train, row_multiple, train);
+    Collect(launches.mismatched, row_multiple, forward);
+  }
+  train.insert_or_assign(LaunchRows(limits.train.tokens, row_multiple), Largest(limits.train));
+  if (limits.forward.tokens > 0) {
+    forward.insert_or_assign(LaunchRows(limits.forward.tokens, row_multiple), Largest(limits.forward));
+  }
+  auto reset = [&] {
+    ops.Fill(session.lora().values, 0);
+    session.ZeroGradients();
+    session.optimizer().Reset();
+  };
+  reset();  // of what memory held before
+  backend.BeginWarmUp();
+  std::vector<float> log_probs;
+  for (const auto& [rows, batch] : train) {
+    session.ForwardBackward(batch, [](std::span<const float>, std::span<float> coefficients) {
+      std::fill(coefficients.begin(), coefficients.end(), 0.0f);
+    });
+  }
+  for (const auto& [rows, batch] : forward) {
+    log_probs.resize(batch.targets.size());
+    for (const AdapterMode mode : {AdapterMode::kOn, AdapterMode::kOff}) session.LogProbs(batch, mode, log_probs);
+  }
+  session.OptimizerStep(0, 0);
+  ops.Synchronize();
+  backend.EndWarmUp();
+  reset();
+}
+
+}  // namespace hone
