@@ -1,0 +1,129 @@
+// Generation on the card with a real model's shape and noise for weights (NF4 linears, bf16 embedding and head): tokens
+// per second while decoding, by the number of sequences at once, beside the floor of reading every weight once a token
+// at the rate of a large device copy measured in this run.
+//   cuda_generate_bench --shape tests/bench/shapes/llama-3.1-8b [--batch 1,8,32] [--prompt 128] [--new 128]
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "engine/worker/inference.h"
+#include "kernels/cpu/blas_check.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "proto/base/status.h"
+#include "tests/bench/noise_model.h"
+
+namespace hone {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string shape;
+  std::vector<int64_t> batch = {1, 8, 32};
+  int64_t prompt = 128, tokens = 128;
+  bool bf16 = false;
+};
+
+absl::StatusOr<double> CopyRate(Backend& backend) {
+  constexpr uint64_t kHalf = uint64_t{1} << 30;
+  HONE_ASSIGN_OR_RETURN(const auto block, backend.Reserve(2 * kHalf));
+  const cudaStream_t stream = static_cast<CudaOps&>(backend.ops()).stream();
+  auto* base = static_cast<char*>(block->data());
+  double best = 1e9;
+  for (int i = 0; i < 8; ++i) {
+    backend.ops().Synchronize();
+    const auto begin = Clock::now();
+    for (int j = 0; j < 4; ++j) cudaMemcpyAsync(base + kHalf, base, kHalf, cudaMemcpyDeviceToDevice, stream);
+    backend.ops().Synchronize();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count() / 4);
+  }
+  return 2.0 * kHalf / best;
+}
+
+// What a token reads: every linear as stored and the head.
+double WeightBytes(const ModelFiles& files) {
+  double bytes = 0;
+  for (const std::string& name : files.names()) {
+    if (name == "model.embed_tokens.weight" && !files.config().tie_word_embeddings) continue;
+    const auto weight = files.Describe(name);
+    if (weight.ok()) bytes += static_cast<double>(weight->TotalBytes());
+  }
+  return bytes;
+}
+
+absl::Status Run(const Options& options) {
+  HONE_ASSIGN_OR_RETURN(auto files, ModelFiles::Open("random:" + options.shape + "/config.json"));
+  if (!options.bf16) files = MakeNoiseModel(std::move(files));
+  HONE_ASSIGN_OR_RETURN(const auto backend, OpenCuda({.device = 0, .activation_dtype = DType::kBF16}));
+  HONE_ASSIGN_OR_RETURN(const double rate, CopyRate(*backend));
+  auto begin = Clock::now();
+  HONE_ASSIGN_OR_RETURN(const auto session, InferenceSession::Open(*backend, *files, nullptr));
+  const double bytes = WeightBytes(*files), floor = bytes / rate;
+  std::printf("card %s; copy %.0f GB/s; weights %.0f MB a token: at most %.1f steps/s; loaded in %.1f s\n",
+              backend->name().c_str(), rate / 1e9, bytes / 1e6, 1 / floor,
+              std::chrono::duration<double>(Clock::now() - begin).count());
+  std::mt19937 random(1);
+  for (const int64_t batch : options.batch) {
+    std::vector<GenerationRequest> requests(batch);
+    for (GenerationRequest& request : requests) {
+      for (int64_t i = 0; i < options.prompt; ++i)
+        request.prompt.push_back(static_cast<int32_t>(3 + random() % (files->config().vocab_size - 3)));
+      request.sampling.max_new_tokens = options.tokens;
+    }
+    for (const bool warm : {false, true}) {
+      // Times of the steps that gave every sequence a token: the first are the prompts'.
+      std::vector<Clock::time_point> steps;
+      int64_t tokens = 0;
+      begin = Clock::now();
+      const auto reasons = session->Run(requests, AdapterMode::kOff, [&](int64_t request, int32_t) {
+        ++tokens;
+        if (request == 0) steps.push_back(Clock::now());
+        return true;
+      });
+      HONE_RETURN_IF_ERROR(reasons.status());
+      const double total = std::chrono::duration<double>(Clock::now() - begin).count();
+      if (!warm || steps.size() < 8) continue;
+      std::vector<double> seconds;
+      for (size_t i = 1; i < steps.size(); ++i)
+        seconds.push_back(std::chrono::duration<double>(steps[i] - steps[i - 1]).count());
+      std::sort(seconds.begin(), seconds.end());
+      const double step = seconds[seconds.size() / 2];
+      std::printf(
+          "batch %3lld: step %.3f ms, %.0f tok/s decoding; %.1f%% of the floor of its weights; first token %.1f ms; "
+          "%lld tokens in %.2f s\n",
+          static_cast<long long>(batch), 1e3 * step, static_cast<double>(batch) / step, 100 * floor / step,
+          1e3 * std::chrono::duration<double>(steps[0] - begin).count(), static_cast<long long>(tokens), total);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace hone
+
+int main(int argc, char** argv) {
+  if (const absl::Status blas = hone::EnsureSafeBlas(argv); !blas.ok()) return 1;
+  CLI::App app("Generation on the card: tokens per second beside the floor of reading the weights");
+  hone::Options o;
+  app.add_option("--shape", o.shape, "Folder with a config.json")->required();
+  app.add_option("--batch", o.batch, "Sequences at once")->delimiter(',');
+  app.add_option("--prompt", o.prompt, "Tokens of each prompt");
+  app.add_option("--new", o.tokens, "Tokens to generate");
+  app.add_flag("--unquantised", o.bf16, "Weights as `random:` has them");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    const absl::Status status = hone::Run(o);
+    if (!status.ok()) std::printf("cuda_generate_bench: %s\n", std::string(status.message()).c_str());
+    return status.ok() ? 0 : 1;
+  } catch (const std::exception& e) {
+    std::printf("cuda_generate_bench: %s\n", e.what());
+    return 1;
+  }
+}
