@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
 
   const int own = warp * C::kWarpKeys;
   float scores[1][kN][4] = {}, acc[1][D / 8][4] = {};
-  MultiplyRows<1, kN / 2, D / 16, D>(scores, RowsAddress<D>(q_tile, 0), ColumnsAddress<D>(k_tile, own), Always{});
+  MultiplyRows<1, kN / 2, D / 16, D>(scores, RowsAddress<D>(q_tile, 0), 0, ColumnsAddress<D>(k_tile, own), Always{});
   if (problem.cap_scale > 0) Cap(scores, problem.cap_scale);
     // Every row is the same query, at position keys - 1.
 #pragma unroll
@@ -73,14 +73,9 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
     }
   }
   RunningSoftmax<1> softmax;
-  softmax.Update(scores, acc, problem.exponent);
+  softmax.Update(0, scores[0], acc[0], problem.exponent);
   uint32_t p[1][kN / 2][4];
-#pragma unroll
-  for (int n = 0; n < kN / 2; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      p[0][n][i] = Pack(scores[0][2 * n + i / 2][i % 2 * 2], scores[0][2 * n + i / 2][i % 2 * 2 + 1]);
-  }
+  PackScores(scores, p);
   WaitCopies<0>();
   __syncthreads();
   MultiplyInto<1, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, own), Always{});

@@ -5,7 +5,8 @@
 // Two warps share MT x 16 keys. The first computes the transposed scores (rows keys, columns queries), from them p, and
 // dv += p d_out. The second computes dp = v d_out and ds = p (dp - delta), and dk += ds q. A fragment of C is a
 // fragment of A, so what p needs to go from one to the other is a row of registers through shared memory; no tile is
-// transposed. The second warp runs half a step behind, so that one's exponentials meet the other's products.
+// transposed. The second warp works on the tile before the first's (ds) and the one before that (dk): then neither
+// waits for the other within a step, and one's exponentials meet the other's products.
 #pragma once
 
 #include "kernels/cuda/attention_launch.cuh"
@@ -15,42 +16,37 @@ namespace hone::cuda::mma {
 template <int kD, int kMT, int kPairs, int kQueries, int kBlocksPerSm>
 struct KeyGradientTiles {
   static constexpr int D = kD, MT = kMT, Pairs = kPairs, Queries = kQueries, BlocksPerSm = kBlocksPerSm;
-  static constexpr int kThreads = Pairs * 64, kWarpRows = MT * 16, kRows = Pairs * kWarpRows;
+  static constexpr int kThreads = Pairs * 64, kRows = Pairs * MT * 16;
   static constexpr int kOwnBytes = Tile<D>::Bytes(kRows), kTileBytes = Tile<D>::Bytes(Queries);
-  static constexpr int kQStages = 3, kOutStages = 2;  // q is needed one step longer than d_out
-  static constexpr int kExchangeBytes = kWarpRows * Queries * 2;
-  static constexpr int kStatsBytes = 2 * Queries * 4;  // lse, delta
-  static constexpr int kSharedBytes =
-      2 * kOwnBytes + (kQStages + kOutStages) * kTileBytes + Pairs * kExchangeBytes + kOutStages * kStatsBytes;
+  // How many tiles are held at once: q from two before the first warp's to one after, d_out and statistics from one.
+  static constexpr int kQStages = 4, kOutStages = 3, kExchanges = 2;
+  static constexpr int kExchangeBytes = MT * 16 * Queries * 2;  // of a pair
+  static constexpr int kStatsBytes = 2 * Queries * 4;           // lse, delta
+  static constexpr int kSharedBytes = 2 * kOwnBytes + (kQStages + kOutStages) * kTileBytes +
+                                      kExchanges * Pairs * kExchangeBytes + kOutStages * kStatsBytes;
 };
 
 // A block's rows as keys of one segment: row r (lo <= r < hi) stands where query r + shift does.
 struct OwnKeys {
-  int shift, lo, hi;
-  // Whether none, or all, of the queries [query, query + queries) see the rows [row, row + rows).
-  __device__ bool None(int row, int rows, int query, int queries, int window) const {
-    return row + shift > query + queries - 1 || row + rows - 1 + shift <= query - window || row >= hi ||
-           row + rows <= lo;
+  int shift, lo, hi, window;
+  // Whether none, or all, of the queries [query, query + queries) see the rows [row, row + 16).
+  __device__ bool None(int row, int query, int queries) const {
+    return row + shift > query + queries - 1 || row + 15 + shift <= query - window || row >= hi || row + 16 <= lo;
   }
-  __device__ bool All(int row, int rows, int query, int queries, int window) const {
-    return row + rows - 1 + shift <= query && row + shift > query + queries - 1 - window && row >= lo &&
-           row + rows <= hi;
+  __device__ bool All(int row, int query, int queries) const {
+    return row + 15 + shift <= query && row + shift > query + queries - 1 - window && row >= lo && row + 16 <= hi;
   }
-  __device__ bool Sees(int query, int r, int window) const {
+  __device__ bool Sees(int query, int r) const {
     return r + shift <= query && r + shift > query - window && r >= lo && r < hi;
   }
 };
 
-// One thread's part of an A fragment of MT x 16 keys and 16 queries a step, through shared memory: [step][lane].
-template <int MT>
-__device__ inline void Send(uint32_t exchange, int step, int m, const uint32_t (&x)[4]) {
-  const uint32_t address = exchange + ((step * MT + m) * 32 + threadIdx.x % 32) * 16;
+// One thread's part of an A fragment of 16 keys and 16 queries.
+__device__ inline void Send(uint32_t address, const uint32_t (&x)[4]) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
-template <int MT>
-__device__ inline void Receive(uint32_t exchange, int step, int m, uint32_t (&x)[4]) {
-  const uint32_t address = exchange + ((step * MT + m) * 32 + threadIdx.x % 32) * 16;
+__device__ inline void Receive(uint32_t address, uint32_t (&x)[4]) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(address)
@@ -61,14 +57,11 @@ __device__ inline float2 SharedPair(uint32_t address) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
   return x;
 }
-// All threads, from either loop.
+// All threads, from either of two loops.
 template <int THREADS>
 __device__ inline void AllBarrier() {
   asm volatile("bar.sync 0, %0;\n" ::"n"(THREADS) : "memory");
 }
-// Barrier `id` of the pair: the first warp only announces, the second waits.
-__device__ inline void Announce(int id) { asm volatile("bar.arrive %0, 64;\n" ::"r"(id) : "memory"); }
-__device__ inline void Await(int id) { asm volatile("bar.sync %0, 64;\n" ::"r"(id) : "memory"); }
 
 template <typename C>
 class KeyGradientBlock {
@@ -88,9 +81,9 @@ class KeyGradientBlock {
     for (int i = first; i <= last; ++i) {
       const Segment& s = problem_.segments[i];
       const int offset = s.prefix_len + s.kv_len - s.q_len;
-      const OwnKeys own = i == owner_index ? OwnKeys{s.prefix_len + begin - offset, 0, count}
+      const OwnKeys own = i == owner_index ? OwnKeys{s.prefix_len + begin - offset, 0, count, problem_.window}
                                            : OwnKeys{row0 - s.prefix0 - offset, max(s.prefix0 - row0, 0),
-                                                     min(s.prefix0 + s.prefix_len - row0, count)};
+                                                     min(s.prefix0 + s.prefix_len - row0, count), problem_.window};
       if (own.lo < own.hi) Visit<kFirst>(s.q0, s.q_len, own, acc);
     }
     CommitCopies();  // nobody may have seen a row
@@ -112,16 +105,16 @@ class KeyGradientBlock {
   template <bool kFirst>
   __device__ void Visit(int q0, int q_len, const OwnKeys& own, float (&acc)[MT][D / 8][4]) {
     const int begin = max(own.lo + own.shift, 0) / C::Queries * C::Queries;
-    const int end = min(q_len, own.hi - 1 + own.shift + problem_.window);
+    const int end = min(q_len, own.hi - 1 + own.shift + own.window);
     if (begin >= end) return;
     const int steps = (end - begin + C::Queries - 1) / C::Queries * problem_.group;
-    const LaneAddress<D> own_rows = RowsAddress<D>(kFirst ? k_tile_ : v_tile(), own_row());
+    const LaneAddress<D> own_rows = RowsAddress<D>(kFirst ? k_tile_ : v_tile(), own_row(0));
     int next = begin, head = kv_head_ * problem_.group;  // what is loaded next
     AllBarrier<C::kThreads>();                           // the segment before this one is done with the tiles
     Load(q0, q_len, next, head, 0);
     Fragments ds;
-    int pending = -1, query = begin;  // the query that ds begins with
-    for (int step = 0; step < steps; ++step) {
+    int ds_query = begin, query = begin;  // the first queries of ds, and of this step's tile
+    for (int step = 0; step <= steps; ++step) {
       WaitCopies<0>();
       AllBarrier<C::kThreads>();
       if (step + 1 < steps) {
@@ -129,20 +122,27 @@ class KeyGradientBlock {
         if (next >= end) next = begin, ++head;
         Load(q0, q_len, next, head, step + 1);
       }
-      const bool none = own.None(own_row(), C::kWarpRows, query, C::Queries, problem_.window);
-      const bool masked = !own.All(own_row(), C::kWarpRows, query, C::Queries, problem_.window);
       if constexpr (kFirst) {
-        if (!none && masked) ValueStep<true>(own_rows, step, query, own, acc);
-        if (!none && !masked) ValueStep<false>(own_rows, step, query, own, acc);
+        if (step == steps || None(own, query)) {
+        } else if (All(own, query)) {
+          ValueStep<false>(own_rows, step, query, own, acc);
+        } else {
+          ValueStep<true>(own_rows, step, query, own, acc);
+        }
       } else {
-        if (pending >= 0) KeyStep(acc, ds, step - 1, own, pending);
-        pending = none ? -1 : query;
-        if (!none && masked) ScoreStep<true>(own_rows, step, query, own, ds);
-        if (!none && !masked) ScoreStep<false>(own_rows, step, query, own, ds);
+        if (step == 0) continue;
+        if (step > 1 && !None(own, ds_query)) KeyStep(acc, ds, step - 2, ds_query, own);
+        if (None(own, query)) {
+        } else if (All(own, query)) {
+          ScoreStep<false>(own_rows, step - 1, query, own, ds);
+        } else {
+          ScoreStep<true>(own_rows, step - 1, query, own, ds);
+        }
       }
+      ds_query = query;
       query = query + C::Queries < end ? query + C::Queries : begin;
     }
-    if (!kFirst && pending >= 0) KeyStep(acc, ds, steps - 1, own, pending);
+    if (!kFirst && !None(own, ds_query)) KeyStep(acc, ds, steps - 1, ds_query, own);
   }
 
   template <bool kFirst>
@@ -150,25 +150,38 @@ class KeyGradientBlock {
     float factor[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; ++m) factor[m][0] = factor[m][1] = kFirst ? 1.0f : problem_.scale;
-    const int own = own_row();
     // Over the rows of k (or v) that only this warp has read.
-    StoreRows<D, MT>((kFirst ? k_tile_ : v_tile()) + Tile<D>::Bytes(own), acc, factor, kFirst ? args_.dv : args_.dk,
-                     int64_t{row0} + own, count - own, kv_head_ * problem_.head_dim, problem_.head_dim);
+    StoreRows<D, MT>(kFirst ? k_tile_ : v_tile(), acc, factor, kFirst ? args_.dv : args_.dk, row0, count,
+                     kv_head_ * problem_.head_dim, problem_.head_dim, [](int m) { return own_row(m); });
   }
 
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  __device__ static int pair() { return warp() % C::Pairs; }
-  __device__ static int own_row() { return pair() * C::kWarpRows; }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int pair() { return static_cast<int>(threadIdx.x) / 32 % C::Pairs; }
+  __device__ static int own_row(int m) { return RowOfWarp<MT, C::Pairs>(pair(), m); }
+  __device__ static uint32_t own_stride() { return (own_row(MT - 1) - own_row(0)) * Tile<D>::kRowBytes; }
+  __device__ static bool None(const OwnKeys& own, int query) {
+    return own.None(own_row(0), query, C::Queries) && own.None(own_row(MT - 1), query, C::Queries);
+  }
+  __device__ static bool All(const OwnKeys& own, int query) {
+    return own.All(own_row(0), query, C::Queries) && own.All(own_row(MT - 1), query, C::Queries);
+  }
+
+  // Shared memory: k, v, q tiles, d_out tiles, p from warp to warp, statistics.
   __device__ uint32_t v_tile() const { return k_tile_ + C::kOwnBytes; }
   __device__ uint32_t q_tile(int step) const { return k_tile_ + 2 * C::kOwnBytes + step % C::kQStages * C::kTileBytes; }
   __device__ uint32_t do_tile(int step) const {
     return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + step % C::kOutStages) * C::kTileBytes;
   }
-  __device__ uint32_t exchange(int pair) const {
-    return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + C::kOutStages) * C::kTileBytes + pair * C::kExchangeBytes;
+  __device__ uint32_t exchanges() const {
+    return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + C::kOutStages) * C::kTileBytes;
   }
-  __device__ uint32_t stats(int step) const { return exchange(C::Pairs) + step % C::kOutStages * C::kStatsBytes; }
+  __device__ uint32_t exchange(int step) const {
+    return exchanges() + (step % C::kExchanges * C::Pairs + pair()) * C::kExchangeBytes + lane() * 16;
+  }
+  __device__ uint32_t stats(int step) const {
+    return exchanges() + C::kExchanges * C::Pairs * C::kExchangeBytes + step % C::kOutStages * C::kStatsBytes;
+  }
+  static constexpr int kSent = 32 * 16;  // bytes of one fragment of a warp
 
   __device__ void Load(int q0, int q_len, int query, int head, int step) {
     const int col = head * problem_.head_dim, count = q_len - query;
@@ -176,8 +189,9 @@ class KeyGradientBlock {
     LoadTile<D, C::Queries, C::kThreads>(q_tile(step), args_.q, col, problem_.head_dim, count, row_of);
     LoadTile<D, C::Queries, C::kThreads>(do_tile(step), args_.d_out, col, problem_.head_dim, count, row_of);
     // Queries beyond the last get lse = delta = 0: their q and d_out are zero, so they add exactly nothing.
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * C::Queries; i += C::kThreads) {
-      const int r = i % C::Queries;
+    static_assert(2 * C::Queries <= C::kThreads);
+    const int i = static_cast<int>(threadIdx.x), r = i % C::Queries;
+    if (i < 2 * C::Queries) {
       const int64_t row = r < count ? row_of(r) : 0;
       const float* from = i < C::Queries ? args_.lse.At(row, head) : args_.delta.At(row, head);
       CopyAsync4(stats(step) + i * 4, from, r < count);
@@ -189,72 +203,80 @@ class KeyGradientBlock {
   template <bool kMasked>
   __device__ void ValueStep(const LaneAddress<D>& k, int step, int query, const OwnKeys& own,
                             float (&acc)[MT][D / 8][4]) {
-    const auto use = [&](int n) {
-      return !kMasked || !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
-    };
+    const auto use = [&](int m, int n) { return !kMasked || !own.None(own_row(m), query + n * 16, 16); };
     float s[MT][kN][4] = {};
-    MultiplyRows<MT, kN / 2, D / 16, D>(s, k, ColumnsAddress<D>(q_tile(step), 0), use);
+    MultiplyRows<MT, kN / 2, D / 16, D>(s, k, own_stride(), ColumnsAddress<D>(q_tile(step), 0), use);
     const bool capped = problem_.cap_scale > 0;
     Fragments p;
 #pragma unroll
     for (int n = 0; n < kN / 2; ++n) {
+      float lse2[2][2];  // of the columns n * 16 + half * 8 + 2t + j
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 lse = SharedPair(stats(step) + (n * 16 + half * 8 + lane() % 4 * 2) * 4);
+        lse2[half][0] = lse.x * kLog2E, lse2[half][1] = lse.y * kLog2E;
+      }
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
+        if (!use(m, n)) continue;
         uint32_t sent[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {  // columns n * 16 + r / 2 * 8, rows r % 2 * 8
-          const int column = n * 16 + r / 2 * 8 + lane() % 4 * 2;
-          const float2 lse = SharedPair(stats(step) + column * 4);
+        for (int r = 0; r < 4; ++r) {  // columns r / 2 * 8, rows r % 2 * 8
+          const int column = query + n * 16 + r / 2 * 8 + lane() % 4 * 2, row = own_row(m) + r % 2 * 8 + lane() / 4;
           float value[2], slope[2];
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float x = s[m][2 * n + r / 2][r % 2 * 2 + j];
             if (capped) x = Tanh(x * problem_.cap_scale);
-            value[j] = Exp2(x * problem_.exponent - (j == 0 ? lse.x : lse.y) * kLog2E);
-            if (kMasked && !own.Sees(query + column + j, own_row() + m * 16 + r % 2 * 8 + lane() / 4, problem_.window))
-              value[j] = 0;
+            value[j] = Exp2(x * problem_.exponent - lse2[r / 2][j]);
+            if (kMasked && !own.Sees(column + j, row)) value[j] = 0;
             slope[j] = capped ? value[j] * (1.0f - x * x) : value[j];
           }
           p[m][n][r] = Pack(value[0], value[1]);
           sent[r] = capped ? Pack(slope[0], slope[1]) : p[m][n][r];
         }
-        Send<MT>(exchange(pair()), n, m, sent);
+        Send(exchange(step) + (n * MT + m) * kSent, sent);
       }
     }
-    Announce(1 + pair());
     MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(do_tile(step), 0), use);
   }
 
-  // The second warp: ds for its next step.
+  // The second warp: ds of the tile that p was sent for.
   template <bool kMasked>
   __device__ void ScoreStep(const LaneAddress<D>& v, int step, int query, const OwnKeys& own, Fragments& ds) {
+    const auto use = [&](int m, int n) { return !kMasked || !own.None(own_row(m), query + n * 16, 16); };
     float dp[MT][kN][4] = {};
-    MultiplyRows<MT, kN / 2, D / 16, D>(dp, v, ColumnsAddress<D>(do_tile(step), 0), [&](int n) {
-      return !kMasked || !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
-    });
-    Await(1 + pair());
+    MultiplyRows<MT, kN / 2, D / 16, D>(dp, v, own_stride(), ColumnsAddress<D>(do_tile(step), 0), use);
 #pragma unroll
     for (int n = 0; n < kN / 2; ++n) {
+      float2 delta[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        delta[half] = SharedPair(stats(step) + (C::Queries + n * 16 + half * 8 + lane() % 4 * 2) * 4);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
+        if (!use(m, n)) continue;
         uint32_t p[4];
-        Receive<MT>(exchange(pair()), n, m, p);
+        Receive(exchange(step) + (n * MT + m) * kSent, p);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const float2 delta = SharedPair(stats(step) + (C::Queries + n * 16 + r / 2 * 8 + lane() % 4 * 2) * 4);
           const float2 x = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&p[r]));
           const float(&d)[4] = dp[m][2 * n + r / 2];
-          ds[m][n][r] = Pack(x.x * (d[r % 2 * 2] - delta.x), x.y * (d[r % 2 * 2 + 1] - delta.y));
+          ds[m][n][r] = Pack(x.x * (d[r % 2 * 2] - delta[r / 2].x), x.y * (d[r % 2 * 2 + 1] - delta[r / 2].y));
         }
       }
     }
   }
 
   // The second warp: dk += ds q.
-  __device__ void KeyStep(float (&acc)[MT][D / 8][4], const Fragments& ds, int step, const OwnKeys& own, int query) {
-    MultiplyInto<MT, kN / 2, D>(acc, ds, RowsAddress<D>(q_tile(step), 0), [&](int n) {
-      return !own.None(own_row(), C::kWarpRows, query + n * 16, 16, problem_.window);
-    });
+  __device__ void KeyStep(float (&acc)[MT][D / 8][4], const Fragments& ds, int step, int query, const OwnKeys& own) {
+    const LaneAddress<D> q = RowsAddress<D>(q_tile(step), 0);
+    if (All(own, query)) {
+      MultiplyInto<MT, kN / 2, D>(acc, ds, q, Always{});
+    } else {
+      MultiplyInto<MT, kN / 2, D>(acc, ds, q,
+                                  [&](int m, int n) { return !own.None(own_row(m), query + n * 16, 16); });
+    }
   }
 
   const BackwardArgs& args_;

@@ -30,13 +30,13 @@ __device__ inline float Dot(const uint4& a, const uint4& b) {
 
 // delta of a warp's own queries, whose d_out lies in the tile: written to memory for the second half, and returned for
 // the thread's rows. Eight lanes a row.
-template <int D, int MT>
+template <int D, int MT, typename RowOf>
 __device__ inline void OwnDelta(uint32_t tile, const BackwardArgs& args, int64_t row0, int count, int head,
-                                float (&mine)[MT][2]) {
+                                RowOf row_of, float (&mine)[MT][2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, head_dim = args.problem.head_dim;
 #pragma unroll
   for (int step = 0; step < MT * 4; ++step) {
-    const int row = step * 4 + lane / 8;
+    const int row = row_of(step / 4) + step % 4 * 4 + lane / 8;
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < (D / 8 + 7) / 8; ++i) {
@@ -51,22 +51,22 @@ __device__ inline void OwnDelta(uint32_t tile, const BackwardArgs& args, int64_t
     }
     sum = WarpSum<8>(sum);
     if (row < count && lane % 8 == 0) *args.delta.At(row0 + row, head) = sum;
-    // Rows 4 step .. 4 step + 3 are wanted by the lanes whose g = lane / 4 is (4 step) % 8 .. + 3.
+    // These four rows are wanted by the lanes whose g = lane / 4 is (4 step) % 8 .. + 3.
     const float wanted = __shfl_sync(~0u, sum, lane / 4 % 4 * 8);
     if (lane / 16 == step % 2) mine[step / 4][step / 2 % 2] = wanted;
   }
 }
 
 template <typename C, bool kMasked>
-__device__ inline void QueryGradientStep(const LaneAddress<C::D>& q, const LaneAddress<C::D>& d_out, uint32_t k_tile,
-                                         uint32_t v_tile, int key, const Visible& visible, const Problem& problem,
-                                         const float (&lse2)[C::MT][2], const float (&delta)[C::MT][2],
-                                         float (&acc)[C::MT][C::D / 8][4]) {
+__device__ inline void QueryGradientStep(const LaneAddress<C::D>& q, const LaneAddress<C::D>& d_out, uint32_t stride,
+                                         uint32_t k_tile, uint32_t v_tile, int key, const Visible<C::MT>& visible,
+                                         const Problem& problem, const float (&lse2)[C::MT][2],
+                                         const float (&delta)[C::MT][2], float (&acc)[C::MT][C::D / 8][4]) {
   constexpr int MT = C::MT, D = C::D, kN = C::Keys / 8;
-  const auto use = [&](int n) { return !kMasked || !visible.None(key + n * 16, 16); };
+  const auto use = [&](int m, int n) { return !kMasked || !visible.None(m, key + n * 16, 16); };
   float s[MT][kN][4] = {}, dp[MT][kN][4] = {};
-  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, ColumnsAddress<D>(k_tile, 0), use);
-  MultiplyRows<MT, kN / 2, D / 16, D>(dp, d_out, ColumnsAddress<D>(v_tile, 0), use);
+  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, stride, ColumnsAddress<D>(k_tile, 0), use);
+  MultiplyRows<MT, kN / 2, D / 16, D>(dp, d_out, stride, ColumnsAddress<D>(v_tile, 0), use);
   const bool capped = problem.cap_scale > 0;
   if (capped) {
     Cap(s, problem.cap_scale);
@@ -79,25 +79,21 @@ __device__ inline void QueryGradientStep(const LaneAddress<C::D>& q, const LaneA
       }
     }
   }
-  if (kMasked) Mask(s, key, visible.first, visible.window);
-  uint32_t ds[MT][kN / 2][4];
+  if (kMasked) Mask(s, key, visible);
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
+    if (kMasked && visible.None(m, key, C::Keys)) continue;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float pair[2];
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int i = 2 * half + j;
-          const float p = Exp2(s[m][n][i] * problem.exponent - lse2[m][half]);
-          pair[j] = p * (capped ? dp[m][n][i] : dp[m][n][i] - delta[m][half]);
-        }
-        ds[m][n / 2][n % 2 * 2 + half] = Pack(pair[0], pair[1]);
+      for (int i = 0; i < 4; ++i) {
+        const float p = Exp2(s[m][n][i] * problem.exponent - lse2[m][i / 2]);
+        s[m][n][i] = p * (capped ? dp[m][n][i] : dp[m][n][i] - delta[m][i / 2]);
       }
     }
   }
+  uint32_t ds[MT][kN / 2][4];
+  PackScores(s, ds);
   MultiplyInto<MT, kN / 2, D>(acc, ds, RowsAddress<D>(k_tile, 0), use);
 }
 
@@ -126,48 +122,51 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm)
     LoadTile<D, C::Keys, C::kThreads>(v_tile, args.v, kv_col, problem.head_dim, s.keys - key, row_of);
     CommitCopies();
   };
-  const auto own_row = [&](int r) { return s.q0 + q_begin + r; };
-  LoadTile<D, C::kRows, C::kThreads>(do_tile, args.d_out, q_col, problem.head_dim, s.q_len - q_begin, own_row);
+  const auto query_row = [&](int r) { return s.q0 + q_begin + r; };
+  LoadTile<D, C::kRows, C::kThreads>(do_tile, args.d_out, q_col, problem.head_dim, s.q_len - q_begin, query_row);
   CommitCopies();
-  LoadTile<D, C::kRows, C::kThreads>(q_tile, args.q, q_col, problem.head_dim, s.q_len - q_begin, own_row);
+  LoadTile<D, C::kRows, C::kThreads>(q_tile, args.q, q_col, problem.head_dim, s.q_len - q_begin, query_row);
   load(key_begin, 0);
 
-  const int own = q_begin + warp * C::kWarpRows;
+  const auto own_row = [&](int m) { return RowOfWarp<MT, C::Warps>(warp, m); };
   float lse2[MT][2] = {}, delta[MT][2] = {};
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = own + m * 16 + half * 8 + lane / 4;
+      const int query = q_begin + own_row(m) + half * 8 + lane / 4;
       if (query < s.q_len) lse2[m][half] = *args.lse.At(s.q0 + query, head) * kLog2E;
     }
   }
   WaitCopies<1>();
   __syncthreads();
-  OwnDelta<D, MT>(do_tile + warp * Tile<D>::Bytes(C::kWarpRows), args, int64_t{s.q0} + own, s.q_len - own, head, delta);
+  OwnDelta<D, MT>(do_tile, args, int64_t{s.q0} + q_begin, s.q_len - q_begin, head, own_row, delta);
 
-  const Visible visible{s.offset + own, s.offset + own + C::kWarpRows - 1, problem.window};
-  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, warp * C::kWarpRows);
-  const LaneAddress<D> do_address = RowsAddress<D>(do_tile, warp * C::kWarpRows);
+  const Visible<MT> visible(s.offset, q_begin, s.q_len, problem.window, own_row);
+  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, own_row(0));
+  const LaneAddress<D> do_address = RowsAddress<D>(do_tile, own_row(0));
+  const uint32_t stride = (own_row(MT - 1) - own_row(0)) * Tile<D>::kRowBytes;
   float acc[MT][D / 8][4] = {};
   int stage = 0;
   for (int key = key_begin; key < key_end; key += C::Keys, stage ^= 1) {
     WaitCopies<0>();
     __syncthreads();
     if (key + C::Keys < key_end) load(key + C::Keys, stage ^ 1);
-    if (own >= s.q_len || visible.None(key, C::Keys)) continue;
+    if (visible.None(key, C::Keys)) continue;
     const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
     if (visible.All(key, C::Keys)) {
-      QueryGradientStep<C, false>(q_address, do_address, k_tile, v_tile, key, visible, problem, lse2, delta, acc);
+      QueryGradientStep<C, false>(q_address, do_address, stride, k_tile, v_tile, key, visible, problem, lse2, delta,
+                                  acc);
     } else {
-      QueryGradientStep<C, true>(q_address, do_address, k_tile, v_tile, key, visible, problem, lse2, delta, acc);
+      QueryGradientStep<C, true>(q_address, do_address, stride, k_tile, v_tile, key, visible, problem, lse2, delta,
+                                 acc);
     }
   }
   float factor[MT][2];
 #pragma unroll
   for (int m = 0; m < MT; ++m) factor[m][0] = factor[m][1] = problem.scale;
-  StoreRows<D, MT>(q_tile + warp * Tile<D>::Bytes(C::kWarpRows), acc, factor, args.dq, int64_t{s.q0} + own,
-                   s.q_len - own, q_col, problem.head_dim);
+  StoreRows<D, MT>(q_tile, acc, factor, args.dq, int64_t{s.q0} + q_begin, s.q_len - q_begin, q_col, problem.head_dim,
+                   own_row);
 }
 
 template <typename C>

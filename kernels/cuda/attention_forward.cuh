@@ -18,25 +18,21 @@ struct ForwardTiles {
 };
 
 template <typename C, bool kMasked>
-__device__ inline void ForwardStep(const LaneAddress<C::D>& q, uint32_t k_tile, uint32_t v_tile, int key,
-                                   const Visible& visible, const Problem& problem, RunningSoftmax<C::MT>& softmax,
-                                   float (&acc)[C::MT][C::D / 8][4]) {
+__device__ inline void ForwardStep(const LaneAddress<C::D>& q, uint32_t q_stride, uint32_t k_tile, uint32_t v_tile,
+                                   int key, const Visible<C::MT>& visible, const Problem& problem,
+                                   RunningSoftmax<C::MT>& softmax, float (&acc)[C::MT][C::D / 8][4]) {
   constexpr int MT = C::MT, D = C::D, kN = C::Keys / 8;
-  const auto use = [&](int n) { return !kMasked || !visible.None(key + n * 16, 16); };
+  const auto use = [&](int m, int n) { return !kMasked || !visible.None(m, key + n * 16, 16); };
   float s[MT][kN][4] = {};
-  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, ColumnsAddress<D>(k_tile, 0), use);
+  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, q_stride, ColumnsAddress<D>(k_tile, 0), use);
   if (problem.cap_scale > 0) Cap(s, problem.cap_scale);
-  if (kMasked) Mask(s, key, visible.first, visible.window);
-  softmax.Update(s, acc, problem.exponent);
-  uint32_t p[MT][kN / 2][4];
+  if (kMasked) Mask(s, key, visible);
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
-#pragma unroll
-    for (int n = 0; n < kN / 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[m][n][i] = Pack(s[m][2 * n + i / 2][i % 2 * 2], s[m][2 * n + i / 2][i % 2 * 2 + 1]);
-    }
+    if (!kMasked || !visible.None(m, key, C::Keys)) softmax.Update(m, s[m], acc[m], problem.exponent);
   }
+  uint32_t p[MT][kN / 2][4];
+  PackScores(s, p);
   MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, 0), use);
 }
 
@@ -68,9 +64,10 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
                                      [&](int r) { return s.q0 + q_begin + r; });
   load(key_begin, 0);
 
-  const int own = q_begin + warp * C::kWarpRows;
-  const Visible visible{s.offset + own, s.offset + own + C::kWarpRows - 1, problem.window};
-  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, warp * C::kWarpRows);
+  const auto own_row = [&](int m) { return RowOfWarp<MT, C::Warps>(warp, m); };
+  const Visible<MT> visible(s.offset, q_begin, s.q_len, problem.window, own_row);
+  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, own_row(0));
+  const uint32_t q_stride = (own_row(MT - 1) - own_row(0)) * Tile<D>::kRowBytes;
   RunningSoftmax<MT> softmax;
   float acc[MT][D / 8][4] = {};
   int stage = 0;
@@ -78,12 +75,12 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
     WaitCopies<0>();
     __syncthreads();
     if (key + C::Keys < key_end) load(key + C::Keys, stage ^ 1);
-    if (own >= s.q_len || visible.None(key, C::Keys)) continue;
+    if (visible.None(key, C::Keys)) continue;
     const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
     if (visible.All(key, C::Keys)) {
-      ForwardStep<C, false>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
+      ForwardStep<C, false>(q_address, q_stride, k_tile, v_tile, key, visible, problem, softmax, acc);
     } else {
-      ForwardStep<C, true>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
+      ForwardStep<C, true>(q_address, q_stride, k_tile, v_tile, key, visible, problem, softmax, acc);
     }
   }
 
@@ -95,14 +92,14 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
     for (int half = 0; half < 2; ++half) {
       const float sum = WarpSum<4>(softmax.sum[m][half]);
       factor[m][half] = 1.0f / sum;
-      const int query = own + m * 16 + half * 8 + lane / 4;
+      const int query = q_begin + own_row(m) + half * 8 + lane / 4;
       if (query < s.q_len && lane % 4 == 0) {
         *args.lse.At(s.q0 + query, head) = softmax.top[m][half] * problem.exponent * kLn2 + logf(sum);
       }
     }
   }
-  StoreRows<D, MT>(q_tile + warp * Tile<D>::Bytes(C::kWarpRows), acc, factor, args.out, int64_t{s.q0} + own,
-                   s.q_len - own, q_col, problem.head_dim);
+  StoreRows<D, MT>(q_tile, acc, factor, args.out, int64_t{s.q0} + q_begin, s.q_len - q_begin, q_col, problem.head_dim,
+                   own_row);
 }
 
 template <typename C>

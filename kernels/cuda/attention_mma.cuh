@@ -189,23 +189,32 @@ __device__ inline uint32_t Pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// acc[m][n] += A B^T for A rows of one tile (MT x 16, at `a`) and N16 x 16 rows of another (at `b`), over K16 x 16
-// columns. use(n): whether the n-th 16 rows of B matter.
+// Which 16 rows of a block's tile a warp owns: one early and one late group, so that under a causal mask every warp
+// (and every quarter of the processor, which always holds the same warps) has the same work.
+template <int MT, int WARPS>
+__device__ inline int RowOfWarp(int warp, int m) {
+  static_assert(MT == 1 || MT == 2);
+  return (m == 0 ? warp : 2 * WARPS - 1 - warp) * 16;
+}
+
+// acc[m][n] += A B^T for A MT times 16 rows of one tile (at `a`, the second `a_stride` bytes further) and N16 x 16 rows
+// of another (at `b`), over K16 x 16 columns. use(m, n): whether those 16 x 16 products matter.
 template <int MT, int N16, int K16, int D, typename Use>
-__device__ inline void MultiplyRows(float (&acc)[MT][2 * N16][4], const LaneAddress<D>& a, const LaneAddress<D>& b,
-                                    Use use) {
+__device__ inline void MultiplyRows(float (&acc)[MT][2 * N16][4], const LaneAddress<D>& a, uint32_t a_stride,
+                                    const LaneAddress<D>& b, Use use) {
 #pragma unroll
   for (int k = 0; k < K16; ++k) {
     uint32_t fragment[MT][4];
 #pragma unroll
-    for (int m = 0; m < MT; ++m) LoadMatrix(fragment[m], a.At(k) + m * Tile<D>::Bytes(16));
+    for (int m = 0; m < MT; ++m) LoadMatrix(fragment[m], a.At(k) + m * a_stride);
 #pragma unroll
     for (int n = 0; n < N16; ++n) {
-      if (!use(n)) continue;
+      if (!use(0, n) && !use(MT - 1, n)) continue;
       uint32_t other[4];
       LoadMatrix(other, b.At(k) + n * Tile<D>::Bytes(16));
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
+        if (!use(m, n)) continue;
         Multiply(acc[m][2 * n], fragment[m], other[0], other[1]);
         Multiply(acc[m][2 * n + 1], fragment[m], other[2], other[3]);
       }
@@ -219,13 +228,14 @@ __device__ inline void MultiplyInto(float (&acc)[MT][D / 8][4], const uint32_t (
                                     const LaneAddress<D>& b, Use use) {
 #pragma unroll
   for (int k = 0; k < K16; ++k) {
-    if (!use(k)) continue;
+    if (!use(0, k) && !use(MT - 1, k)) continue;
 #pragma unroll
     for (int n = 0; n < D / 16; ++n) {
       uint32_t other[4];
       LoadMatrixTransposed(other, b.At(n) + k * Tile<D>::Bytes(16));
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
+        if (!use(m, k)) continue;
         Multiply(acc[m][2 * n], fragment[m][k], other[0], other[1]);
         Multiply(acc[m][2 * n + 1], fragment[m][k], other[2], other[3]);
       }
@@ -234,13 +244,14 @@ __device__ inline void MultiplyInto(float (&acc)[MT][D / 8][4], const uint32_t (
 }
 
 struct Always {
-  __device__ constexpr bool operator()(int) const { return true; }
+  __device__ constexpr bool operator()(int, int) const { return true; }
 };
 
-// Rows of a warp, rounded into a tile of shared memory that nobody else uses, then to memory by 16 bytes a lane.
-template <int D, int MT>
+// Rows of a warp (row_of(m): the first of each 16), rounded into a tile of shared memory where only this warp has read
+// them, then to memory by 16 bytes a lane. Rows at and beyond `count` are left out.
+template <int D, int MT, typename RowOf>
 __device__ inline void StoreRows(uint32_t tile, const float (&acc)[MT][D / 8][4], const float (&factor)[MT][2],
-                                 const View<bf16>& out, int64_t row0, int count, int col, int head_dim) {
+                                 const View<bf16>& out, int64_t row0, int count, int col, int head_dim, RowOf row_of) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
 #pragma unroll
@@ -250,23 +261,26 @@ __device__ inline void StoreRows(uint32_t tile, const float (&acc)[MT][D / 8][4]
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint32_t pair = Pack(acc[m][n][2 * half] * factor[m][half], acc[m][n][2 * half + 1] * factor[m][half]);
-        const uint32_t address = tile + Tile<D>::Offset(m * 16 + half * 8 + g, n) + t * 4;
+        const uint32_t address = tile + Tile<D>::Offset(row_of(m) + half * 8 + g, n) + t * 4;
         asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(pair) : "memory");
       }
     }
   }
   __syncwarp();
   constexpr int kChunks = Tile<D>::kChunks;
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
 #pragma unroll 4
-  for (int index = lane; index < MT * 16 * kChunks; index += 32) {
-    const int row = index / kChunks, chunk = index % kChunks;
-    if (row >= count || chunk * 8 >= head_dim) continue;
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(tile + Tile<D>::Offset(row, chunk))
-                 : "memory");
-    *reinterpret_cast<uint4*>(out.At(row0 + row, col + chunk * 8)) = x;
+    for (int index = lane; index < 16 * kChunks; index += 32) {
+      const int row = row_of(m) + index / kChunks, chunk = index % kChunks;
+      if (row >= count || chunk * 8 >= head_dim) continue;
+      uint4 x;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                   : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                   : "r"(tile + Tile<D>::Offset(row, chunk))
+                   : "memory");
+      *reinterpret_cast<uint4*>(out.At(row0 + row, col + chunk * 8)) = x;
+    }
   }
 }
 

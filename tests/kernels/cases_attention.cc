@@ -1,4 +1,5 @@
 // Attention over packed documents, shared prompts and cached keys.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/reference/attention.h"
@@ -24,6 +25,27 @@ double Pairs(const AttentionLayout& layout, const AttentionShape& shape) {
     }
   }
   return pairs * static_cast<double>(shape.heads);
+}
+
+// `queries` each, the last positions of so many keys in a cache.
+AttentionLayout CacheRuns(const std::vector<int64_t>& lengths, int64_t queries) {
+  AttentionLayout layout{"cache", 0, 0, {}};
+  if (queries > 1) layout.name += StrCat("_", queries, "_of");
+  for (int64_t n : lengths) {
+    layout.segments.push_back({static_cast<int32_t>(layout.q_rows), static_cast<int32_t>(queries),
+                               static_cast<int32_t>(layout.kv_rows), static_cast<int32_t>(n), 0, 0});
+    layout.q_rows += queries;
+    layout.kv_rows += n + 3;  // room to grow
+    layout.name += StrCat("_", n);
+  }
+  return layout;
+}
+
+// The same documents, named from the last to the first.
+AttentionLayout Backwards(AttentionLayout layout) {
+  std::reverse(layout.segments.begin(), layout.segments.end());
+  layout.name += "_backwards";
+  return layout;
 }
 
 struct Forward {
@@ -70,17 +92,7 @@ AttentionLayout SharedPrompt(int64_t prompt, const std::vector<int64_t>& complet
   return layout;
 }
 
-AttentionLayout CacheDecode(const std::vector<int64_t>& lengths) {
-  AttentionLayout layout{"cache", 0, 0, {}};
-  for (int64_t n : lengths) {
-    layout.segments.push_back(
-        {static_cast<int32_t>(layout.q_rows), 1, static_cast<int32_t>(layout.kv_rows), static_cast<int32_t>(n), 0, 0});
-    layout.q_rows += 1;
-    layout.kv_rows += n + 3;  // room to grow
-    layout.name += StrCat("_", n);
-  }
-  return layout;
-}
+AttentionLayout CacheDecode(const std::vector<int64_t>& lengths) { return CacheRuns(lengths, 1); }
 
 OpCase AttentionCase(const AttentionLayout& layout, const AttentionShape& shape) {
   return {Name("attention", layout, shape), [=](CaseTensors& t) {
@@ -173,6 +185,22 @@ void AddAttentionCases(std::vector<OpCase>& cases) {
   both(SharedPrompt(30, {10, 1, 25}), shape(4, 2, 32));
   both(SharedPrompt(30, {10, 70}), shape(2, 1, 32, 20));
   both(SharedPrompt(540, {9}), shape(1, 1, 32));
+  // Several tiles of queries and of keys, at each width of tile.
+  both(Documents({200, 65, 130}, 5), shape(4, 1, 128));
+  both(Documents({33, 150}), shape(2, 1, 80));
+  both(Documents({150, 33}), shape(4, 2, 96));
+  both(Documents({140, 70}), shape(2, 1, 256));
+  both(Documents({66}), shape(2, 2, 192, 40, 6));
+  both(Documents({190}), shape(2, 1, 128, 40));
+  both(Documents({30, 170}), shape(2, 1, 128, 0, 5));
+  both(SharedPrompt(150, {20, 1, 70}), shape(4, 2, 128));
+  both(SharedPrompt(150, {40, 70}), shape(2, 1, 64, 60, 9));
+  both(Backwards(Documents({40, 66})), shape(2, 1, 64));
+  both(CacheRuns({90, 33, 170}, 33), shape(2, 1, 128));
+  // One query against more keys than one block takes.
+  cases.push_back(AttentionCase(CacheDecode({300, 5, 700}), shape(8, 2, 128)));
+  cases.push_back(AttentionCase(CacheDecode({300, 530}), shape(4, 4, 96, 64, 7)));
+  cases.push_back(AttentionCase(SharedPrompt(400, {1, 1}), shape(4, 1, 256)));
   cases.push_back(AttentionCase(CacheDecode({1, 7, 65, 530}), shape(9, 3, 64)));
   cases.push_back(AttentionCase(CacheDecode({7, 65, 200}), shape(2, 1, 64, 16)));
 }

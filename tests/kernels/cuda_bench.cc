@@ -1,7 +1,9 @@
 // Times the CUDA back end through Ops at the shapes of an 8B model and prints each as a share of ceilings measured in
 // the same run: a large bf16 product and a large device copy (cuda_bench.h). Random data throughout.
+#include "tests/kernels/cuda_bench.h"
 #include <cuda_runtime_api.h>
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -13,7 +15,6 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "proto/base/status.h"
-#include "tests/kernels/cuda_bench.h"
 
 namespace hone {
 namespace {
@@ -224,35 +225,84 @@ void BenchOptimizer(Bench& bench, const Ceilings& c) {
   Row("AdamW of 42 Mi", bench.Time(1, [&](int) { ops.AdamW(p, g, m, v, sum, step, {}); }), 0, 28.0 * count, c);
 }
 
-void BenchAttention(Bench& bench, int64_t documents, int64_t length) {
+// Segments on both sides.
+Segments Upload(Bench& bench, const std::vector<Segment>& host) {
+  Segments segments;
+  segments.host = host;
+  segments.device = bench.arena().AllocateTensor(DType::kI32, static_cast<int64_t>(host.size()), 6);
+  bench.ops().Upload(host.data(), segments.device);
+  bench.ops().Synchronize();
+  return segments;
+}
+
+// Packed documents; q, k and v as the engine lays them out, columns of one buffer with 64 spare ones. A pair of query
+// and key that sees one another counts as 4 head_dim (backward: 10) floating point operations.
+void BenchAttention(Bench& bench, const char* name, const std::vector<int32_t>& lengths, int64_t heads,
+                    int64_t kv_heads, int64_t head_dim) {
   Ops& ops = bench.ops();
   ArenaScope scope(bench.arena());
   const DType act = bench.act();
-  constexpr int64_t kHeads = 32, kKvHeads = 8, kDim = 128;
-  const int64_t tokens = documents * length;
   std::vector<Segment> host;
-  for (int64_t i = 0; i < documents; ++i) {
-    const int32_t at = static_cast<int32_t>(i * length), n = static_cast<int32_t>(length);
-    host.push_back({at, n, at, n, 0, 0});
+  int32_t tokens = 0;
+  double pairs = 0;
+  for (int32_t n : lengths) {
+    host.push_back({tokens, n, tokens, n, 0, 0});
+    tokens += n;
+    pairs += 0.5 * n * (n + 1.0) * static_cast<double>(heads);
   }
-  Segments segments;
-  segments.host = host;
-  segments.device = bench.arena().AllocateTensor(DType::kI32, documents, 6);
-  ops.Upload(host.data(), segments.device);
-  ops.Synchronize();
+  const Segments segments = Upload(bench, host);
+  const AttentionShape shape{
+      .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .scale = 1 / std::sqrt(static_cast<float>(head_dim))};
+  const int64_t nq = heads * head_dim, nk = kv_heads * head_dim;
+  const Tensor qkv = bench.Noise(act, tokens, nq + 2 * nk + 64), d_qkv = bench.Noise(act, tokens, nq + 2 * nk + 64);
+  const Tensor out = bench.Noise(act, tokens, nq + 64), d_out = bench.Noise(act, tokens, nq + 64);
+  const Tensor q = qkv.Cols(0, nq), k = qkv.Cols(nq, nk), v = qkv.Cols(nq + nk, nk);
+  const Tensor lse = bench.arena().AllocateTensor(DType::kF32, tokens, heads);
+  const Tensor delta = bench.arena().AllocateTensor(DType::kF32, tokens, heads);
+  const double forward = bench.Time(1, [&](int) { ops.Attention(q, k, v, segments, shape, out.Cols(0, nq), lse); });
+  const double backward = bench.Time(1, [&](int) {
+    ops.AttentionBackward(d_out.Cols(0, nq), q, k, v, out.Cols(0, nq), lse, segments, shape, delta, d_qkv.Cols(0, nq),
+                          d_qkv.Cols(nq, nk), d_qkv.Cols(nq + nk, nk));
+  });
+  const double flops = static_cast<double>(head_dim) * pairs / 1e6;
+  std::printf("Attention %s, %ld/%ld heads, d %ld: forward %.1f us %.1f, backward %.1f us %.1f, both %.1f TFLOP/s\n",
+              name, heads, kv_heads, head_dim, forward, 4 * flops / forward, backward, 10 * flops / backward,
+              14 * flops / (forward + backward));
+}
+
+// One query a sequence against a cache.
+void BenchDecoding(Bench& bench, const Ceilings& c, int32_t batch, int32_t keys) {
+  Ops& ops = bench.ops();
+  ArenaScope scope(bench.arena());
+  constexpr int64_t kHeads = 32, kKvHeads = 8, kDim = 128;
+  std::vector<Segment> host;
+  for (int32_t i = 0; i < batch; ++i) host.push_back({i, 1, i * keys, keys, 0, 0});
+  const Segments segments = Upload(bench, host);
   const AttentionShape shape{.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kDim, .scale = 0.088388f};
-  const Tensor q = bench.Noise(act, tokens, kHeads * kDim), k = bench.Noise(act, tokens, kKvHeads * kDim);
-  const Tensor v = bench.Noise(act, tokens, kKvHeads * kDim), out = bench.Noise(act, tokens, kHeads * kDim);
-  const Tensor d_out = bench.Noise(act, tokens, kHeads * kDim), dq = bench.Noise(act, tokens, kHeads * kDim);
-  const Tensor dk = bench.Noise(act, tokens, kKvHeads * kDim), dv = bench.Noise(act, tokens, kKvHeads * kDim);
-  const Tensor lse = bench.arena().AllocateTensor(DType::kF32, tokens, kHeads);
-  const Tensor delta = bench.arena().AllocateTensor(DType::kF32, tokens, kHeads);
-  const double pairs = 0.5 * length * (length + 1) * documents * kHeads;
-  const double fwd = bench.Time(1, [&](int) { ops.Attention(q, k, v, segments, shape, out, lse); });
-  const double bwd =
-      bench.Time(1, [&](int) { ops.AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv); });
-  std::printf("Attention (plain kernel) %ld x %ld, 32/8 heads, d 128: forward %.1f, backward %.1f TFLOP/s\n", documents,
-              length, 4.0 * kDim * pairs / fwd / 1e6, 10.0 * kDim * pairs / bwd / 1e6);
+  const int sets = SetsFor(int64_t{batch} * keys * kKvHeads * kDim * 2 * BlockBytes(bench.act()));
+  std::vector<Tensor> k, v;
+  for (int i = 0; i < sets; ++i) {
+    k.push_back(bench.Noise(bench.act(), int64_t{batch} * keys, kKvHeads * kDim));
+    v.push_back(bench.Noise(bench.act(), int64_t{batch} * keys, kKvHeads * kDim));
+  }
+  const Tensor q = bench.Noise(bench.act(), batch, kHeads * kDim), out = bench.Noise(bench.act(), batch, kHeads * kDim);
+  const Tensor lse = bench.arena().AllocateTensor(DType::kF32, batch, kHeads);
+  const double us = bench.Time(sets, [&](int i) { ops.Attention(q, k[i], v[i], segments, shape, out, lse); });
+  Row(StrCat("Attention of ", batch, " cached sequences of ", keys, " keys").c_str(), us, 0,
+      2.0 * batch * keys * kKvHeads * kDim * static_cast<double>(BlockBytes(bench.act())), c);
+}
+
+void BenchAttentions(Bench& bench, const Ceilings& c) {
+  // Lognormal lengths, mean 390, sigma 0.6: what a preference data set packs into 8192 tokens.
+  const std::vector<int32_t> lognormal = {319, 505, 324, 308, 212, 327, 725, 479, 693, 432, 471,
+                                          415, 136, 621, 504, 501, 134, 130, 218, 280, 458};
+  BenchAttention(bench, "4 x 2048", {2048, 2048, 2048, 2048}, 32, 8, 128);
+  BenchAttention(bench, "1 x 8192", {8192}, 32, 8, 128);
+  BenchAttention(bench, "8 x 1024", std::vector<int32_t>(8, 1024), 32, 8, 128);
+  BenchAttention(bench, "21 lognormal documents of 8192 tokens", lognormal, 32, 8, 128);
+  BenchAttention(bench, "8 x 1024", std::vector<int32_t>(8, 1024), 14, 2, 64);
+  BenchAttention(bench, "2 x 2048", {2048, 2048}, 16, 8, 256);
+  for (const int32_t batch : {1, 8, 32}) BenchDecoding(bench, c, batch, 2048);
 }
 
 void Run(DType act) {
@@ -274,7 +324,7 @@ void Run(DType act) {
   BenchHead(bench, c, bf16 ? 2048 : 512, 4096, 128256);
   BenchElementwise(bench, c, bf16 ? 8192 : 2048);
   BenchOptimizer(bench, c);
-  if (bf16) BenchAttention(bench, 4, 2048);
+  if (bf16) BenchAttentions(bench, c);
   size_t free_bytes = 0, total = 0;
   cudaMemGetInfo(&free_bytes, &total);
   std::printf("memory of the card taken beside the arena: %.0f MiB\n",

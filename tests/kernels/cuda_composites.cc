@@ -396,7 +396,7 @@ void TunedRowsIndependentOfM(DType act, int64_t n, int64_t k, Transpose tb, cons
 void PackingInvariance(Rig& rig, int64_t head_dim, std::vector<CompositeResult>& results) {
   Ops& ops = rig.ops;
   const AttentionShape shape{.heads = 4, .kv_heads = 2, .head_dim = head_dim, .scale = 0.125f};
-  constexpr int32_t kDocument = 71, kOther = 45, kAll = kDocument + kOther;
+  constexpr int32_t kDocument = 271, kOther = 45, kAll = kDocument + kOther;
   const int64_t width = 8 * head_dim;  // q | k | v
   const Tensor document = rig.Put(rig.Random(kDocument, width), rig.act),
                other = rig.Put(rig.Random(kOther, width), rig.act);
@@ -480,7 +480,7 @@ std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& 
                [&](Rig& rig) { WeightRowsIndependentOfM(rig, stored, 200, k, results); });
     }
   }
-  for (const int64_t head_dim : {64, 128}) {
+  for (const int64_t head_dim : {20, 64, 96, 128, 256}) {
     with_rig("attention independent of packing", [&](Rig& rig) { PackingInvariance(rig, head_dim, results); });
   }
   return results;

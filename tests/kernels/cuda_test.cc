@@ -1,6 +1,7 @@
 // Runs every op case and the composite checks on the CUDA back end, in fp32 and bf16. A plain program, because it must
 // run on bare GPU machines. Arguments: part of a case's name (default: all); --figures prints the measured errors of
-// passing cases. Exit 77 where no card can be opened.
+// passing cases; --small-tiles runs attention with the tiles of cards that have 99 KiB of shared memory a block. Exit
+// 77 where no card can be opened.
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -45,7 +46,7 @@ void RunComposites(Backend& backend, const std::string& part, Count& count) {
   }
 }
 
-int Run(const std::string& part, bool print_figures) {
+int Run(const std::string& part, bool print_figures, bool small_tiles) {
   int failed = 0;
   for (const DType act : {DType::kF32, DType::kBF16}) {
     auto backend = OpenCuda({.device = 0, .activation_dtype = act});
@@ -53,6 +54,7 @@ int Run(const std::string& part, bool print_figures) {
       std::printf("skipped: %s\n", std::string(ToStd(backend.status().message())).c_str());
       return 77;
     }
+    if (small_tiles) static_cast<CudaOps&>((*backend)->ops()).set_attention_profile(cuda::AttentionProfile::kSmall);
     const char* name = act == DType::kF32 ? "fp32" : "bf16";
     std::printf("== %s, %s ==\n", (*backend)->name().c_str(), name);
     Count count;
@@ -71,16 +73,18 @@ int Run(const std::string& part, bool print_figures) {
 
 int main(int argc, char** argv) {
   std::string part;
-  bool figures = false;
+  bool figures = false, small_tiles = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--figures") == 0) {
       figures = true;
+    } else if (std::strcmp(argv[i], "--small-tiles") == 0) {
+      small_tiles = true;
     } else {
       part = argv[i];
     }
   }
   try {
-    return hone::Run(part, figures);
+    return hone::Run(part, figures, small_tiles);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;
