@@ -91,13 +91,26 @@ void Block::Forward(const BlockCall& call, const BlockActivations& kept, Tensor 
       Qkv(call, a, {}, scratch);
       AttentionOutput(call, a);
     }
-    const LinearGroup o = Group(call, GroupKind::kO);
-    WithWeight(o, call.mode, {}, scratch, [&](Tensor w) {
-      AdapterForward(ops_, o, call.mode, w, a.attn);
-      LinearProduct(ops_, o, w, a.attn, a.x_in, x_mid);
-    });
+    Product(call, GroupKind::kO, {}, a.attn, a.x_in, x_mid, scratch);
   }
   MlpForward(call, kept, x_mid, x_out, scratch);
+}
+
+void Block::Product(const BlockCall& call, GroupKind kind, Tensor shared, Tensor x_aug, Tensor addend, Tensor y,
+                    Arena& scratch) {
+  const LinearGroup group = Group(call, kind);
+  if (call.stored != nullptr && group.decoded.empty()) {
+    // Laid out as for the largest launch, which may need W'.
+    ArenaScope scope(scratch);
+    if (call.launch->capacity > StoredProductRows(ops_)) {
+      scratch.AllocateTensor(ops_.activation_dtype(), group.outputs() + group.spare, group.inputs() + group.spare);
+    }
+    return StoredProduct(ops_, group, call.mode, *call.stored, x_aug, addend, y);
+  }
+  WithWeight(group, call.mode, shared, scratch, [&](Tensor w) {
+    AdapterForward(ops_, group, call.mode, w, x_aug);
+    LinearProduct(ops_, group, w, x_aug, addend, y);
+  });
 }
 
 // n1 and its spare columns; q, k, v before qk-norm and rotary. What is not kept of the norm goes at once.
@@ -108,10 +121,7 @@ void Block::NormedQkv(const BlockCall& call, BlockActivations a, const Shared& s
   if (a.rstd1.empty()) a.rstd1 = launch.Buffer(scratch, DType::kF32, 1);
   if (a.n1.empty()) a.n1 = launch.Buffer(scratch, ops_.activation_dtype(), config_.hidden_size + group.spare);
   ops_.RmsNorm(a.x_in, call.weights->input_norm, config_.rms_norm_eps, a.n1.Cols(0, config_.hidden_size), a.rstd1);
-  WithWeight(group, call.mode, shared.qkv, scratch, [&](Tensor w) {
-    AdapterForward(ops_, group, call.mode, w, a.n1);
-    LinearProduct(ops_, group, w, a.n1, {}, a.qkv);
-  });
+  Product(call, GroupKind::kQkv, shared.qkv, a.n1, {}, a.qkv, scratch);
   if (!call.weights->qkv_bias.empty()) ops_.AddBias(call.weights->qkv_bias, a.qkv);
 }
 
@@ -162,12 +172,7 @@ void Block::GateUp(const BlockCall& call, Tensor x_mid, Tensor n2, Tensor rstd2,
   const auto [h, f, d, nq, nk] = sizes();
   const LinearGroup group = Group(call, GroupKind::kGateUp);
   ops_.RmsNorm(x_mid, call.weights->post_attention_norm, config_.rms_norm_eps, n2.Cols(0, h), rstd2);
-  if (!Apart(group)) {
-    return WithWeight(group, call.mode, shared, scratch, [&](Tensor w) {
-      AdapterForward(ops_, group, call.mode, w, n2);
-      LinearProduct(ops_, group, w, n2, {}, gate_up.Cols(0, 2 * f));
-    });
-  }
+  if (!Apart(group)) return Product(call, GroupKind::kGateUp, shared, n2, {}, gate_up.Cols(0, 2 * f), scratch);
   for (int i = 0; i < 2; ++i) {
     const LinearGroup member = group.Member(i);
     WithWeight(member, call.mode, {}, scratch, [&](Tensor w) {
@@ -205,10 +210,7 @@ void Block::MlpForward(const BlockCall& call, const BlockActivations& kept, Tens
     }
     const Tensor hidden = buffer(kept.h, act, f + down.spare);
     ops_.Glu(gate_up.Cols(0, 2 * f), config_.activation, hidden.Cols(0, f));
-    WithWeight(down, call.mode, shared.down, scratch, [&](Tensor w) {
-      AdapterForward(ops_, down, call.mode, w, hidden);
-      LinearProduct(ops_, down, w, hidden, middle, x_out.Rows(begin, rows));
-    });
+    Product(call, GroupKind::kDown, shared.down, hidden, middle, x_out.Rows(begin, rows), scratch);
   }
 }
 

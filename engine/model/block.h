@@ -43,6 +43,7 @@ struct BlockCall {
   const Launch* launch = nullptr;
   AdapterMode mode = AdapterMode::kOn;
   const CacheSlot* cache = nullptr;  // null: keys and values are the launch's own
+  const Lora* stored = nullptr;      // its values as act; given: weights are used as stored (StoredProduct)
 };
 
 class Block {
@@ -97,6 +98,10 @@ class Block {
                          const Shared& shared, Arena& scratch);
   void QkvBackward(const BlockCall& call, BlockActivations a, Tensor d_qkv, Tensor dx, bool input_gradient,
                    const Shared& shared, Arena& scratch);
+
+  // Forward: y <- x' W'^T (+ addend), and the spare columns of x' before it.
+  void Product(const BlockCall& call, GroupKind kind, Tensor shared, Tensor x_aug, Tensor addend, Tensor y,
+               Arena& scratch);
 
   // f(W') with W' in scratch for the call unless it is shared already.
   template <typename F>

@@ -23,14 +23,14 @@ Decoder::Decoder(Ops& ops, const Model& model, const Lora* lora, const DecoderOp
 
 // x [T, H] <- the residual stream after all layers; forward only, in place, one layer's activations at a time.
 void Decoder::RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x, KvCache* cache, Tensor cache_rows,
-                               Arena& scratch) {
+                               const Lora* stored, Arena& scratch) {
   ops_.EmbeddingRows(model_.embedding(), launch.ids, x);
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     const LayerLease weights = model_.Acquire(layer);
     const CacheSlot slot = cache != nullptr ? CacheSlot{cache->k[layer], cache->v[layer], cache_rows} : CacheSlot{};
     BlockActivations a;
     a.x_in = x;
-    block_.Forward({layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr}, a, x, scratch);
+    block_.Forward({layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr, stored}, a, x, scratch);
   }
 }
 
@@ -39,7 +39,7 @@ void Decoder::LogProbs(const PackedBatch& batch, const BatchLimits& limits, Adap
   ArenaScope scope(scratch);
   const Launch launch = MakeLaunch(ops_, batch, limits, options_.row_multiple, model_.inv_freq(), scratch);
   const Tensor x = launch.Buffer(scratch, ops_.activation_dtype(), config_.hidden_size);
-  RunLayersForward(launch, mode, x, nullptr, {}, scratch);
+  RunLayersForward(launch, mode, x, nullptr, {}, nullptr, scratch);
   const Head::State head = head_.Forward(launch, x, false, scratch);
   if (launch.logit_rows > 0) ops_.Download(head.log_probs, log_probs.data());
 }
@@ -118,7 +118,17 @@ void Decoder::Logits(const PackedBatch& batch, const BatchLimits& limits, std::s
   rows.pitch = rows.cols;
   ops_.Upload(cache_rows.data(), rows);
   const Tensor x = launch.Buffer(scratch, ops_.activation_dtype(), config_.hidden_size);
-  RunLayersForward(launch, mode, x, &cache, rows, scratch);
+  // The adapter in the activations' dtype, for products with weights as stored.
+  Lora act_lora;
+  if (lora_ != nullptr) {
+    act_lora = *lora_;
+    if (act_lora.values.dtype != ops_.activation_dtype()) {
+      act_lora.values = scratch.AllocateTensor(ops_.activation_dtype(), 1, lora_->values.cols);
+      if (mode == AdapterMode::kOn) ops_.Copy(lora_->values, act_lora.values);
+    }
+  }
+  const bool as_stored = launch.rows <= StoredProductRows(ops_);
+  RunLayersForward(launch, mode, x, &cache, rows, as_stored ? &act_lora : nullptr, scratch);
   const Tensor out = head_.Logits(launch, x, scratch);
   if (launch.logit_rows == 0) return;
   logits.resize(out.elements());

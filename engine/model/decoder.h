@@ -54,7 +54,7 @@ class Decoder {
 
  private:
   void RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x, KvCache* cache, Tensor cache_rows,
-                        Arena& scratch);
+                        const Lora* stored, Arena& scratch);
   Recompute LevelOf(int64_t layer) const {
     return options_.recompute.empty() ? Recompute::kNone : options_.recompute[layer];
   }

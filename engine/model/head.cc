@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/model/linear.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -82,11 +83,17 @@ Tensor Head::Logits(const Launch& launch, Tensor x, Arena& scratch) {
   const Tensor normed = scratch.AllocateTensor(act, launch.logit_capacity, hidden_size()).Rows(0, m);
   const Tensor rstd = scratch.AllocateTensor(DType::kF32, launch.logit_capacity, 1).Rows(0, m);
   const Tensor out = scratch.AllocateTensor(DType::kF32, launch.logit_capacity, v).Rows(0, m);
-  const Tensor weight = Weight(scratch);
+  ArenaScope scope(scratch);
+  const bool as_stored = launch.logit_capacity <= StoredProductRows(ops_);
+  const Tensor weight = as_stored ? Tensor{} : Weight(scratch);
   if (m == 0) return out;
   ops_.GatherRows(x, launch.row_ids.Cols(0, m), normed);
   ops_.RmsNorm(normed, model_.final_norm(), model_.config().rms_norm_eps, normed, rstd);
-  ops_.Matmul(normed, Transpose::kNo, weight, Transpose::kYes, out);
+  if (as_stored) {
+    ops_.WeightMatmul(normed, model_.head(), out);
+  } else {
+    ops_.Matmul(normed, Transpose::kNo, weight, Transpose::kYes, out);
+  }
   return out;
 }
 

@@ -50,6 +50,14 @@ void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor
 // y[T, N] <- x' W'^T (+ addend, which may be y itself; empty: none), x's spare columns already written.
 void LinearProduct(Ops& ops, const LinearGroup& group, Tensor w, Tensor x_aug, Tensor addend, Tensor y);
 
+// Launches of so many rows, in generation, use weights as stored.
+int64_t StoredProductRows(const Ops& ops);
+// The same from the weights as stored, for at most kWeightMatmulRows rows: y[T, N] <- x W^T + s x A^T B^T (+ y, where
+// addend is y; otherwise it is empty). `act` has the adapter's values in the activations' dtype; x's spare columns are
+// scratch.
+void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
+                   Tensor y);
+
 // spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare. dy [T, N].
 void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor spare, float beta = 0);
 // dx [T, K] <- dy' W'.

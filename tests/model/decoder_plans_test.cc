@@ -338,6 +338,58 @@ TEST_P(DecoderPlans, ForwardOnlyRowsEqualAPassOfTheirOwn) {
   }
 }
 
+// One row at a time uses weights as stored, behind a cache.
+TEST_P(DecoderPlans, TokenByTokenEqualsTheWholeDocument) {
+  const Files files(GetParam());
+  for (const WeightQuantization quantization : {WeightQuantization::kNone, WeightQuantization::kNf4}) {
+    for (const auto& targets : {std::vector<LinearKind>{}, {LinearKind::kK, LinearKind::kUp}}) {
+      SessionOptions options = Options();
+      options.quantization = quantization;
+      options.lora.targets = targets;
+      options.decoded_layers = 1;
+      PackedBatch document;
+      std::vector<int32_t> ids(12);
+      for (int i = 0; i < 12; ++i) ids[i] = Token(i);
+      AppendDocument(document, ids.data(), 12);
+      for (int32_t i = 0; i < 11; ++i) Want(document, i, ids[i + 1]);
+      const Result expected = RunPlan(*files, options, document);
+
+      static Backend* const backend = OpenCpu({1})->release();
+      std::vector<char> weights(4 << 20), adapter(1 << 18), gradients(1 << 18), optimizer(1 << 19), scratch(4 << 20);
+      auto arena = [](const char* name, std::vector<char>& bytes) {
+        auto* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(bytes.data()) + 255) / 256 * 256);
+        return Arena(name, base, bytes.size() - 256);
+      };
+      ArenaSet arenas = ArenaSet::Dry();
+      arenas.weights = arena("weights", weights), arenas.adapter = arena("adapter", adapter);
+      arenas.scratch = arena("scratch", scratch), arenas.saved = Arena("saved", nullptr, 0);
+      arenas.gradients = arena("gradients", gradients), arenas.optimizer = arena("optimizer", optimizer);
+      auto session = *TrainSession::Create(*files, options, backend->ops(), arenas);
+      SetAdapter(*session);
+      Decoder decoder(backend->ops(), session->model(), &session->lora(), {});
+      Arena& memory = arenas.scratch;
+      KvCache cache = Decoder::AllocateCache(backend->ops(), session->model().config(), 12, memory);
+      for (const auto& [mode, log_probs] : {std::pair(AdapterMode::kOn, expected.forward),
+                                            std::pair(AdapterMode::kOff, expected.reference)}) {
+        std::vector<float> actual, logits;
+        for (int32_t t = 0; t < 11; ++t) {
+          PackedBatch one;
+          one.ids = {ids[t]};
+          one.positions = {t};
+          one.segments = {{0, 1, 0, t + 1, 0, 0}};
+          one.logit_rows = {0};
+          one.targets = {0};
+          decoder.Logits(one, {1, 1, 1}, std::vector<int32_t>{t}, cache, mode, memory, logits);
+          double sum = 0;
+          for (float z : logits) sum += std::exp(static_cast<double>(z));
+          actual.push_back(static_cast<float>(logits[ids[t + 1]] - std::log(sum)));
+        }
+        ExpectNear(actual, log_probs, 1e-5);
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, DecoderPlans, testing::ValuesIn(kShapes),
                          [](const auto& info) { return std::string(info.param.name); });
 
