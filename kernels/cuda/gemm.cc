@@ -82,7 +82,8 @@ class Preference {
   cublasLtMatmulPreference_t preference_ = nullptr;
 };
 
-// Rows of a stand first: shapes that differ in them alone are neighbours (NearestOf).
+// Rows of a stand first: shapes that differ in them alone are neighbours (NearestOf). Whether the addend is c itself
+// does not count: a residual added in place and one added from elsewhere are to have the same bits.
 TuningKey KeyOf(const Gemm::Product& p) {
   return {p.a.rows,
           p.a.cols,
@@ -101,9 +102,7 @@ TuningKey KeyOf(const Gemm::Product& p) {
           AlignmentOf(p.b),
           AlignmentOf(p.c),
           AlignmentOf(p.addend),
-          p.beta == 0                 ? 0
-          : p.addend.data == p.c.data ? 1
-                                      : 2};
+          p.beta == 0 ? 0 : 1};
 }
 
 template <typename C>

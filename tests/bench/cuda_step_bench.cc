@@ -480,6 +480,11 @@ absl::Status Print(const Options& options, const PreparedRun& run, const v1::Pla
   std::printf("STEP %.2f ms median of %zu (%.2f to %.2f), %.0f tok/s; roofline %.0f tok/s; reached %.1f%%\n",
               1e3 * median, seconds.size(), 1e3 * seconds.front(), 1e3 * seconds.back(), tokens_per_second, roofline,
               100 * tokens_per_second / roofline);
+  if (options.objective == "kto") {
+    const v1::StepRecord& first = events.steps.front();
+    std::printf("first step: rewards %g and %g, KL %g (the policy is the reference: all exactly 0)\n",
+                first.rewards_chosen(), first.rewards_rejected(), first.kl());
+  }
   const double job_seconds = outcome.train_seconds + outcome.reference_seconds;
   std::printf("loaded %.1f s, first step ended at %.1f s; reference pass %.2f s; steps and reference %.0f tok/s\n",
               events.load_seconds, events.first_step_seconds, outcome.reference_seconds,
@@ -529,7 +534,8 @@ absl::Status RunBench(const Options& options) {
   const std::string folder = StrCat(fs::temp_directory_path().string(), "/hone-bench-", ::getpid());
   fs::create_directories(folder);
   HONE_ASSIGN_OR_RETURN(const PreparedRun run, MakeRun(options, batch, folder));
-  HONE_ASSIGN_OR_RETURN(v1::Plan plan, PlanJob(run, {.device = "cuda", .budget_bytes = static_cast<uint64_t>(options.budget_mib) << 20}));
+  HONE_ASSIGN_OR_RETURN(
+      v1::Plan plan, PlanJob(run, {.device = "cuda", .budget_bytes = static_cast<uint64_t>(options.budget_mib) << 20}));
   HONE_RETURN_IF_ERROR(Override(options, run, plan));
   std::printf("planned at %.1f s: %s\n", Since(start), plan.reason().c_str());
   if (!plan.fits()) return ResourceExhausted(plan.reason());
