@@ -9,7 +9,8 @@
 namespace hone::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+// Threads of an SM. Rows that leave room take half of them, so that one block reads while another writes.
+constexpr int kMostThreads = 1024;
 
 // e^x. The tensors that carry bf16 take the hardware's approximation (2^-22 relative), fp32 the accurate function.
 template <typename T>
@@ -17,18 +18,24 @@ __device__ inline float Exp(float x) {
   return sizeof(T) == 2 ? __expf(x) : expf(x);
 }
 
-// z = softcap * tanh(scale * x / softcap) and dz/dx.
-template <bool kSoftcap>
+// tanh by the hardware's exponential for bf16 (absolute error 2^-21), accurate for fp32.
+template <typename T>
+__device__ inline float Tanh(float x) {
+  return sizeof(T) == 2 ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
+}
+
+// z = softcap * tanh(scale * x / softcap) and dz/dx, for logits stored as T.
+template <bool kSoftcap, typename T>
 struct Transform {
-  float scale, softcap;
+  float scale, softcap, inverse;
   __device__ float Value(float x) const {
     // Never fused into what is done with the value: log p of a sure thing is exactly 0.
     x = __fmul_rn(x, scale);
-    return kSoftcap ? __fmul_rn(softcap, tanhf(x / softcap)) : x;
+    return kSoftcap ? __fmul_rn(softcap, Tanh<T>(__fmul_rn(x, inverse))) : x;
   }
   __device__ float Slope(float z) const {
     if (!kSoftcap) return scale;
-    const float t = z / softcap;
+    const float t = z * inverse;
     return scale * (1.0f - t * t);
   }
 };
@@ -39,7 +46,7 @@ struct alignas(V * sizeof(T)) Raw {
 };
 
 template <int V, bool kSoftcap, typename T>
-__device__ inline void AddToSum(const Raw<V, T>& raw, const Transform<kSoftcap>& transform, float& max, float& sum) {
+__device__ inline void AddToSum(const Raw<V, T>& raw, const Transform<kSoftcap, T>& transform, float& max, float& sum) {
   float z[V], top = max;
 #pragma unroll
   for (int i = 0; i < V; ++i) z[i] = transform.Value(ToFloat(raw.v[i])), top = fmaxf(top, z[i]);
@@ -50,7 +57,7 @@ __device__ inline void AddToSum(const Raw<V, T>& raw, const Transform<kSoftcap>&
 }
 
 template <int V, bool kSoftcap, typename T>
-__device__ inline Raw<V, T> Gradient(Raw<V, T> raw, const Transform<kSoftcap>& transform, float shift, int target) {
+__device__ inline Raw<V, T> Gradient(Raw<V, T> raw, const Transform<kSoftcap, T>& transform, float shift, int target) {
   float slopes[V], gradient[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {
@@ -68,11 +75,12 @@ __device__ inline Raw<V, T> Gradient(Raw<V, T> raw, const Transform<kSoftcap>& t
 }
 
 // Elements [0, cached) of the row stay in shared memory, the next kKept vectors of every thread in registers.
-template <int V, bool kGradient, bool kSoftcap, typename T>
-__global__ void __launch_bounds__(kThreads) LogProbKernel(View<T> logits, int width, int cached, const int32_t* targets,
-                                                          Transform<kSoftcap> transform, float* log_probs) {
+template <int V, bool kGradient, int kThreads, bool kSoftcap, typename T>
+__global__ void __launch_bounds__(kThreads, kMostThreads / kThreads)
+    LogProbKernel(View<T> logits, int width, int cached, const int32_t* targets, Transform<kSoftcap, T> transform,
+                  float* log_probs) {
   using Vector = Raw<V, T>;
-  constexpr int kKept = kGradient ? 2 : 0, kInFlight = kGradient ? 2 : 1;
+  constexpr int kKept = kGradient && kThreads == kMostThreads ? 2 : 0, kInFlight = kGradient ? 2 : 1;
   constexpr int kStride = kThreads * V;
   extern __shared__ uint4 cache_memory[];
   Vector* cache = reinterpret_cast<Vector*>(cache_memory);
@@ -134,32 +142,41 @@ __global__ void __launch_bounds__(kThreads) LogProbKernel(View<T> logits, int wi
   }
 }
 
-// How many elements of a row the second pass may find in shared memory.
-template <typename T>
-int CachedElements(int width) {
-  constexpr int kStatic = 1024;  // the kernel's own shared memory and the system's
+// Shared memory that one block may take beside the kernel's own (and the system's).
+int SharedBytes() {
+  constexpr int kStatic = 1024;
   int device = 0, most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return std::min(width, (most - kStatic) / static_cast<int>(sizeof(T)) / 8 * 8);
+  return most - kStatic;
+}
+
+template <int V, int kThreads, typename T, bool kSoftcap>
+void LaunchGradient(Tensor logits, Tensor targets, Transform<kSoftcap, T> transform, int cached, Tensor log_probs,
+                    cudaStream_t stream) {
+  const auto kernel = LogProbKernel<V, true, kThreads, kSoftcap, T>;
+  const int bytes = (cached * static_cast<int>(sizeof(T)) + 15) / 16 * 16;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<static_cast<unsigned>(logits.rows), kThreads, static_cast<size_t>(bytes), stream>>>(
+      View<T>(logits), static_cast<int>(logits.cols), cached, targets.as<int32_t>(), transform, log_probs.as<float>());
 }
 
 template <int V, typename T, bool kSoftcap>
-void Launch(Tensor logits, Tensor targets, Transform<kSoftcap> transform, LogProbMode mode, Tensor log_probs,
+void Launch(Tensor logits, Tensor targets, Transform<kSoftcap, T> transform, LogProbMode mode, Tensor log_probs,
             cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(logits.rows);
   const int width = static_cast<int>(logits.cols);  // a vocabulary: far below 2^31
   if (mode == LogProbMode::kLogProbOnly) {
-    LogProbKernel<V, false, kSoftcap, T><<<blocks, kThreads, 0, stream>>>(
+    LogProbKernel<V, false, kMostThreads, kSoftcap, T><<<static_cast<unsigned>(logits.rows), kMostThreads, 0, stream>>>(
         View<T>(logits), width, 0, targets.as<int32_t>(), transform, log_probs.as<float>());
     return;
   }
-  const auto kernel = LogProbKernel<V, true, kSoftcap, T>;
-  const int cached = CachedElements<T>(width);
-  const int bytes = (cached * static_cast<int>(sizeof(T)) + 15) / 16 * 16;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  kernel<<<blocks, kThreads, static_cast<size_t>(bytes), stream>>>(
-      View<T>(logits), width, cached, targets.as<int32_t>(), transform, log_probs.as<float>());
+  const int shared = SharedBytes(), row = width * static_cast<int>(sizeof(T));
+  if (row <= shared / 2 - 1024) {
+    LaunchGradient<V, kMostThreads / 2, T>(logits, targets, transform, width, log_probs, stream);
+  } else {
+    const int cached = std::min(width, shared / static_cast<int>(sizeof(T)) / 8 * 8);
+    LaunchGradient<V, kMostThreads, T>(logits, targets, transform, cached, log_probs, stream);
+  }
 }
 
 }  // namespace
@@ -177,9 +194,9 @@ void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, Log
       }
     };
     if (transform.softcap > 0) {
-      launch(Transform<true>{transform.scale, transform.softcap});
+      launch(Transform<true, T>{transform.scale, transform.softcap, 1.0f / transform.softcap});
     } else {
-      launch(Transform<false>{transform.scale, 0});
+      launch(Transform<false, T>{transform.scale, 0, 0});
     }
   });
 }

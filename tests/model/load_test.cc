@@ -190,7 +190,7 @@ TEST(Load, AFileThatBecomesShorterIsAnErrorThatNamesIt) {
   for (const WeightStream::Item& item : items) {
     std::vector<std::byte> out(item.bytes);
     const absl::Status read = ReadInParallel(*files, item.name, item.bytes, out.data(), 2);
-    if (!read.ok()) EXPECT_EQ(read.code(), absl::StatusCode::kDataLoss) << read;
+    EXPECT_TRUE(read.ok() || read.code() == absl::StatusCode::kDataLoss) << read;
     failed += !read.ok();
   }
   EXPECT_GT(failed, 0u);
