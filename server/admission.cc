@@ -148,13 +148,15 @@ v1::Assign Admission::Assignment(v1::Verb verb) const {
   return assign;
 }
 
-absl::StatusOr<Planned> Admission::Plan(const v1::JobSpec& resolved, const Cancelled& cancelled) const {
+absl::StatusOr<Planned> Admission::Plan(const v1::JobSpec& resolved, const Cancelled& cancelled,
+                                        const std::string& device) const {
   Planned planned;
   bool has_plan = false;
   WorkerCall call;
   call.options.program = options_.worker_program;
   call.assign = Assignment(v1::VERB_PLAN);
   *call.assign.mutable_runs(0)->mutable_spec() = resolved;
+  call.assign.mutable_runs(0)->set_device(device);
   call.cancelled = cancelled;
   call.on_message = [&](const v1::FromWorker& message) {
     if (message.has_plan()) {

@@ -35,8 +35,10 @@ class Admission {
   // uploaded (upload it, then ask again). Files that user `uid` may not read are refused, even if the daemon may (-1
   // and the daemon's own user: no such check).
   absl::StatusOr<v1::JobSpec> Resolve(const v1::JobSpec& spec, int64_t uid = -1) const;
-  // Asks a worker to validate the data and to plan. A plan that does not fit is no error here.
-  absl::StatusOr<Planned> Plan(const v1::JobSpec& resolved, const Cancelled& cancelled) const;
+  // Asks a worker to validate the data and to plan, for `device` (v1::Run::device) where it is given. A plan that does
+  // not fit is no error here.
+  absl::StatusOr<Planned> Plan(const v1::JobSpec& resolved, const Cancelled& cancelled,
+                               const std::string& device = "") const;
   // FAILED_PRECONDITION with reason PLAN_DOES_NOT_FIT and the smallest changes that would make it fit.
   static absl::Status CheckFits(const v1::Plan& plan);
   // The data report of a spec.

@@ -467,8 +467,10 @@ JobUpdate JobRunner::ErrorOutcome(const JobHead& head) {
     return update;
   }
   if (absl::IsResourceExhausted(error) && head.state == v1::STARTING) {
-    crash_ = StrCat("could not reserve what it needs: ", error.message());
-    return CrashOutcome(head);
+    // Nothing was lost and nothing is at fault with the job: it waits for its turn, however often.
+    update.end_attempt = {"memory-taken", text};
+    update.states.push_back({v1::QUEUED, std::string(kMemoryTaken), Clip(StrCat("waits for memory: ", text))});
+    return update;
   }
   const std::string reason = fault == Fault::kDeviceError ? "DEVICE_ERROR"
                              : fault == Fault::kNotFinite ? "LOSS_NOT_FINITE"

@@ -3,7 +3,7 @@
 //
 //   worker ends with        attempt          job
 //   Done OK                 succeeded        SUCCEEDED
-//   Done with an error      failed           FAILED (RESOURCE_EXHAUSTED while starting: QUEUED, counted like a crash)
+//   Done with an error      failed           FAILED (RESOURCE_EXHAUSTED while starting: memory-taken, QUEUED, not counted)
 //     for want of disk      held             HELD until there is space
 //     for a lost device     held             HELD until it answers
 //   Done cancelled          cancelled        CANCELLED
@@ -49,6 +49,8 @@ struct RunnerOptions {
   uint64_t min_free_disk = uint64_t{64} << 20;  // below this no attempt starts
 };
 
+// state_reason of a job whose memory somebody else took between plan and start; it waits in the queue.
+inline constexpr std::string_view kMemoryTaken = "MEMORY_TAKEN";
 // state_reason of a job that was moved aside; its PAUSING leads to QUEUED.
 inline constexpr std::string_view kPreempted = "PREEMPTED";
 

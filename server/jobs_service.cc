@@ -344,17 +344,9 @@ absl::Status JobsService::Plan(const v1::PlanJobRequest& request, const Caller& 
                                const Admission::Cancelled& cancelled, v1::PlanJobResponse* response) {
   if (context_->draining) return DrainingError();
   v1::JobSpec spec = request.spec();
-  if (request.device() == "cpu") {
-    spec.mutable_run()->set_device(v1::DEVICE_CPU);
-  } else if (!request.device().empty()) {
-    return WithField(
-        InvalidArgument("device: \"", ToValidUtf8(request.device(), 100),
-                        "\" is not a device of this daemon; leave it empty or say cpu (any card can be planned "
-                        "for with honed-worker plan --device)"),
-        "device");
-  }
+  if (request.device().size() > 100) return FieldError("device", "cpu, cuda or the name of a card");
   HONE_ASSIGN_OR_RETURN(*response->mutable_resolved_spec(), context_->admission->Resolve(spec, caller.uid));
-  HONE_ASSIGN_OR_RETURN(Planned planned, context_->admission->Plan(response->resolved_spec(), cancelled));
+  HONE_ASSIGN_OR_RETURN(Planned planned, context_->admission->Plan(response->resolved_spec(), cancelled, request.device()));
   *response->mutable_plan() = std::move(planned.plan);
   response->set_report_json(std::move(planned.report_json));
   return absl::OkStatus();

@@ -17,6 +17,7 @@ namespace hone {
 namespace {
 
 constexpr std::chrono::milliseconds kTick(1000);
+constexpr int kMostDoublings = 5;  // of the delay of a job that finds its memory taken again
 constexpr std::chrono::milliseconds kLockPatience(10000);
 
 uint64_t MemInfo(std::string_view key) {
@@ -116,7 +117,9 @@ void Scheduler::Reap() {
 
 bool Scheduler::FitsNow(const QueuedJob& job) {
   const uint64_t free = options_.free_memory ? options_.free_memory() : AvailableMemory();
-  const uint64_t needed = job.plan.bytes().total();
+  // A card's memory is the worker's to reserve: it ends for want of it before anything is lost, and the job waits.
+  const bool on_card = !job.plan.device().empty() && !job.plan.device().starts_with("cpu");
+  const uint64_t needed = on_card ? job.plan.host_bytes() : job.plan.bytes().total();
   if (free == 0 || needed <= free) {
     waiting_for_memory_.clear();
     return true;
@@ -250,11 +253,19 @@ void Scheduler::RunOne(JobRunner* runner) {
   // A crashed job waits a little before its next attempt; one that could not even be started must not spin.
   const int64_t failures = context_.store->Failures(id).value_or(0);
   const absl::StatusOr<JobHead> head = context_.store->GetJobHead(id);
-  const bool waits = head.ok() && head->state == v1::QUEUED && (failures > 0 || !attempted);
+  const bool queued = head.ok() && head->state == v1::QUEUED;
+  const bool memory = queued && head->reason == kMemoryTaken;
+  const bool waits = queued && (failures > 0 || !attempted || memory);
   const bool ended = head.ok() && IsTerminal(head->state);
   std::lock_guard lock(mutex_);
+  if (!memory) {  // what it held is free now
+    for (const auto& [waiting, times] : memory_waits_) not_before_.erase(waiting);
+    memory_waits_.clear();
+  }
   if (waits) {
-    not_before_[id] = std::chrono::steady_clock::now() + options_.retry_delay * std::max<int64_t>(failures, 1);
+    const int64_t doubled = memory ? int64_t{1} << std::min(memory_waits_[id]++, kMostDoublings) : 1;
+    not_before_[id] =
+        std::chrono::steady_clock::now() + options_.retry_delay * std::max<int64_t>({failures, doubled, 1});
   }
   if (ended) held_forget_.push_back(id);
   running_.at(id).finished = true;

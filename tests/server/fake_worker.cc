@@ -13,6 +13,7 @@
 //   big-plan       a plan of 2^60 bytes that "fits"
 //   deaf           does not hear that it is to stop
 //   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
+//   memory-taken=N the first N attempts end while starting for want of memory that a plan had counted on
 //   say=N          N bytes to stderr (the log) at each step
 //   fill-at-export fills the disk before it writes its results, once
 // A full disk under the output folder is an error RESOURCE_EXHAUSTED, as a real worker's.
@@ -207,6 +208,9 @@ void Train(const v1::Run& run, const Script& script) {
   // A second copy would find the file locked by the first.
   const int guard = open((run.output_dir() + "/only-one").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640);
   if (flock(guard, LOCK_EX | LOCK_NB) != 0) return SendDone(13, "a second copy runs");
+  if (run.attempt() <= script.Number("memory-taken", 0)) {
+    return SendDone(8, "reserving 100 bytes for weights: somebody else took memory since the plan was made");
+  }
   const uint64_t steps = script.Number("steps", 4);
   const uint64_t save = script.Number("save", 2);
   SendProgress(v1::PHASE_LOADING);

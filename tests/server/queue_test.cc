@@ -416,6 +416,14 @@ TEST_F(QueueTest, ALostDeviceHoldsTheJobUntilItAnswers) {
   EXPECT_EQ(client_->Get(id).attempts_size(), 2);
 }
 
+TEST_F(QueueTest, MemoryThatWasTakenIsWaitedForAndNotCounted) {
+  const std::string id = client_->MustCreate(Spec("steps=2 memory-taken=5"));
+  ASSERT_TRUE(client_->AwaitState(id, v1::SUCCEEDED));
+  const v1::Job job = client_->Get(id);
+  ASSERT_EQ(job.attempts_size(), 6);  // more than a job has that crashes
+  EXPECT_EQ(job.attempts(4).exit(), "memory-taken");
+}
+
 TEST_F(QueueTest, AMissingModelHoldsTheJobUntilItIsBack) {
   const std::string blocker = Blocker();
   const std::string id = client_->MustCreate(Spec("steps=2"));
