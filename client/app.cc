@@ -38,6 +38,17 @@ struct CommandLine::Options {
   std::string logs_job;
   bool follow = false;
   std::vector<std::string> cancel;
+  std::vector<std::string> jobs;
+  std::string message;
+  MoveOptions move;
+  std::string label_job;
+  std::vector<std::string> labels;
+  WaitOptions wait;
+  TopOptions top;
+  JobReportOptions report;
+  ImportOptions import_job;
+  std::string context_name;
+  Target target;
   PlanOptions plan;
   std::string validate_file;
   std::vector<std::string> validate_sets;
@@ -62,6 +73,8 @@ CommandLine::CommandLine(Context& context)
   app_.set_version_flag("--version", StrCat("hone ", BuildVersion(), " (", BuildId(), ")"));
   app_.add_option("--socket", context_.socket_flag, "The daemon's Unix socket (default: the user's, then the system's)")
       ->type_name("PATH");
+  app_.add_option("--context", context_.context_flag, "A daemon named with `hone config set` (or $HONE_CONTEXT)")
+      ->type_name("NAME");
   app_.add_option("-o,--format", context_.format, "text, json (one object a line) or name")
       ->check(CLI::IsMember({"text", "json", "name"}))
       ->type_name("FORMAT");
@@ -69,6 +82,9 @@ CommandLine::CommandLine(Context& context)
   app_.require_subcommand(0, 1);
   app_.fallthrough();
   AddJobs();
+  AddQueue();
+  AddReports();
+  AddConfig();
   AddData();
   AddModels();
   AddTools();
@@ -90,9 +106,32 @@ void CommandLine::AddJobs() {
                              "  hone submit job.yaml --watch\n"
                              "  hone submit job.yaml --set run.max_steps=24 --set export=[peft,merged]\n"
                              "  hone submit job.yaml --validate-only && echo fine\n"
-                             "  id=$(hone submit job.yaml -q)\n");
+                             "  hone submit --from ID --set optimizer.learning_rate=5e-5\n"
+                             "  hone submit job.yaml --matrix optimizer.learning_rate=5e-5,1e-4 --matrix run.seed=1,2\n"
+                             "  id=$(hone submit job.yaml -q); hone submit next.yaml --after $id\n");
   SubmitOptions& s = options_->submit;
-  submit->add_option("FILE", s.file, "Job file, YAML or JSON; - for stdin")->required();
+  submit->add_option("FILE", s.file, "Job file, YAML or JSON; - for stdin");
+  submit->add_option("--from", s.from, "Instead of a file: the spec of this job, with --set on top")->type_name("JOB");
+  submit->add_option("--matrix", s.matrix, "A job for each value; several: for each combination (repeatable)")
+      ->type_name("FIELD=V1,V2,...")
+      ->allow_extra_args(false);
+  submit->add_option("--after", s.after, "Starts when this job has succeeded (repeatable)")
+      ->type_name("JOB")
+      ->allow_extra_args(false);
+  submit->add_option("--label", s.labels, "For finding it again (repeatable)")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  submit->add_option("--time-limit", s.time_limit, "Fails after so long with a worker: 90s, 30m, 2h, 1d")
+      ->type_name("TIME");
+  submit->add_option("--max-failures", s.max_failures, "Attempts in a row without a new checkpoint that fail it")
+      ->type_name("N");
+  submit->add_option("--retry-on", s.retry_on, "Ends of an attempt that are tried again (default: all)")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"crashed", "hung", "none"}))
+      ->type_name("crashed,hung,none")
+      ->allow_extra_args(false);
+  submit->add_flag("--preemptible", s.preemptible, "A waiting job of higher priority may move it aside for a while");
+  submit->add_flag("--hold", s.hold, "Store it, but run it only after `hone release`");
   submit->add_option("--set", s.sets, "Change one field: optimizer.learning_rate=5e-5 (repeatable)")
       ->type_name("FIELD=VALUE")
       ->allow_extra_args(false);
@@ -108,11 +147,17 @@ void CommandLine::AddJobs() {
   submit->callback([this] { chosen_ = [this] { return RunSubmit(context_, options_->submit); }; });
 
   CLI::App* list = Command(app_, "ls", "List jobs, newest first",
-                           "  hone ls\n  hone ls --state running,queued\n  hone ls -o json | jq -r .id\n");
+                           "  hone ls\n  hone ls --state running,queued\n  hone ls --label sweep=a1 --mine\n  hone ls "
+                           "-o json | jq -r .id\n");
   list->add_option("--state", options_->list.states, "Only jobs in these states")
       ->delimiter(',')
       ->type_name("STATE,...")
       ->allow_extra_args(false);
+  list->add_option("--label", options_->list.labels, "Only jobs with this label (repeatable)")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  list->add_option("--name", options_->list.name, "Only jobs whose name contains this")->type_name("TEXT");
+  list->add_flag("--mine", options_->list.mine, "Only jobs that I submitted");
   list->add_option("--limit", options_->list.limit, "At most so many (default 50; 0: all)")->type_name("N");
   list->callback([this] { chosen_ = [this] { return RunList(context_, options_->list); }; });
 
@@ -142,6 +187,110 @@ void CommandLine::AddJobs() {
                              "  hone cancel ID\n  hone ls --state queued -o name | xargs hone cancel\n");
   cancel->add_option("JOB", options_->cancel, "Job ids")->required();
   cancel->callback([this] { chosen_ = [this] { return RunCancel(context_, options_->cancel); }; });
+}
+
+void CommandLine::AddQueue() {
+  const auto act = [this](const char* name, const char* help, const char* examples,
+                          int (*run)(Context&, const std::vector<std::string>&)) {
+    CLI::App* command = Command(app_, name, help, examples);
+    command->add_option("JOB", options_->jobs, "Job ids")->required();
+    command->callback([this, run] { chosen_ = [this, run] { return run(context_, options_->jobs); }; });
+  };
+  act("pause", "Checkpoint and free the device; the job goes on with resume",
+      "  hone pause ID\n  hone wait ID --for paused && nvidia-smi\n", RunPause);
+  act("resume", "Put paused jobs back into the queue",
+      "  hone resume ID\n  hone ls --state paused -o name | xargs hone resume\n", RunResume);
+  act("release", "Let held jobs go", "  hone release ID\n  hone ls --state held\n", RunRelease);
+  CLI::App* hold = Command(app_, "hold", "Keep waiting jobs from running until they are released",
+                           "  hone hold ID --message \"until the new data is there\"\n");
+  hold->add_option("JOB", options_->jobs, "Job ids")->required();
+  hold->add_option("-m,--message", options_->message, "Why")->type_name("TEXT");
+  hold->callback([this] { chosen_ = [this] { return RunHold(context_, options_->jobs, options_->message); }; });
+
+  CLI::App* queue =
+      Command(app_, "queue", "What runs and what waits, in order", "  hone queue\n  hone queue -o name\n");
+  queue->callback([this] { chosen_ = [this] { return RunQueue(context_); }; });
+  CLI::App* move = Command(app_, "move", "Change a job's place in the queue",
+                           "  hone move ID --first\n  hone move ID --before OTHER\n  hone move ID --priority 10\n");
+  MoveOptions& m = options_->move;
+  move->add_option("JOB", m.job, "Job id")->required();
+  move->add_flag("--first", m.first, "Before all others of its priority");
+  move->add_option("--before", m.before, "Right before this job, with its priority")->type_name("JOB");
+  move->add_option("--behind", m.behind, "Right behind this job, with its priority")->type_name("JOB");
+  move->add_option("--priority", m.priority, "Higher runs first")->type_name("N");
+  move->callback([this] { chosen_ = [this] { return RunMove(context_, options_->move); }; });
+  CLI::App* label = Command(app_, "label", "Set and remove a job's labels", "  hone label ID team=blue old-\n");
+  label->add_option("JOB", options_->label_job, "Job id")->required();
+  label->add_option("LABEL", options_->labels, "KEY=VALUE sets, KEY- removes")->required();
+  label->callback([this] { chosen_ = [this] { return RunLabel(context_, options_->label_job, options_->labels); }; });
+
+  CLI::App* wait = Command(app_, "wait", "Wait until jobs end, or are in a state",
+                           "  hone wait ID && hone export ID --output out\n  hone wait ID --for paused --timeout 60\n"
+                           "  hone wait $(hone ls --label sweep=a1 -o name)\n");
+  wait->add_option("JOB", options_->wait.jobs, "Job ids")->required();
+  wait->add_option("--for", options_->wait.goal, "ended (default), rest (ended, paused or held), or a state")
+      ->type_name("STATE");
+  wait->add_option("--timeout", options_->wait.timeout_seconds, "Give up after so many seconds (exit code 7)")
+      ->type_name("SECONDS");
+  wait->callback([this] { chosen_ = [this] { return RunWait(context_, options_->wait); }; });
+}
+
+void CommandLine::AddReports() {
+  CLI::App* top = Command(app_, "top", "Watch the daemon, its devices and its jobs", "  hone top\n  hone top --once\n");
+  top->add_flag("--once", options_->top.once, "Print once and end");
+  top->add_option("--interval", options_->top.interval, "Seconds between two looks (default 1)")->type_name("SECONDS");
+  top->callback([this] { chosen_ = [this] { return RunTop(context_, options_->top); }; });
+
+  CLI::App* report = Command(app_, "report", "Write one HTML page about a job, with everything inside",
+                             "  hone report ID\n  hone report ID --output run.html --ask \"What is a tide?\"\n");
+  JobReportOptions& r = options_->report;
+  report->add_option("JOB", r.job, "Job id")->required();
+  report->add_option("--output", r.output, "File (default: report-ID.html; - for stdout)")->type_name("FILE");
+  report->add_option("--ask", r.questions, "Put the answers of base and adapter to this into it (repeatable)")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
+  report->add_flag("!--no-data", r.data, "Leave the data's statistics out (they need the data to be read)");
+  report->callback([this] { chosen_ = [this] { return RunJobReport(context_, options_->report); }; });
+
+  CLI::App* import = Command(app_, "import", "Turn a training file of axolotl or LLaMA-Factory into a job file",
+                             "  hone import axolotl.yaml --output job.yaml\n");
+  ImportOptions& i = options_->import_job;
+  import->add_option("FILE", i.file, "Their YAML")->required();
+  import->add_option("--from", i.from, "axolotl or llama-factory (default: by its keys)")
+      ->check(CLI::IsMember({"axolotl", "llama-factory"}))
+      ->type_name("TOOL");
+  import->add_option("--output", i.output, "Job file to write (default: stdout)")->type_name("FILE");
+  import->callback([this] { chosen_ = [this] { return RunImport(context_, options_->import_job);
+};
+}  // namespace hone
+);
+}
+
+void CommandLine::AddConfig() {
+  CLI::App* config = Command(app_, "config", "Name daemons and choose one",
+                             "  hone config set lab --address lab:9463 --ca ca.pem --certificate me.pem --key me.key\n"
+                             "  hone config use lab\n  hone config use -           this user's own daemon again\n");
+  config->require_subcommand(1);
+  CLI::App* list = Command(*config, "ls", "List them", "  hone config ls\n");
+  list->callback([this] { chosen_ = [this] { return RunConfigList(context_); }; });
+  CLI::App* set =
+      Command(*config, "set", "Add or change one", "  hone config set box --at-socket /run/honed/honed.sock\n");
+  Target& t = options_->target;
+  set->add_option("CONTEXT", options_->context_name, "Its name")->required();
+  set->add_option("--at-socket", t.socket, "A Unix socket")->type_name("PATH");
+  set->add_option("--address", t.address, "TCP, with TLS")->type_name("HOST:PORT");
+  set->add_option("--ca", t.ca, "The certificate that signed the daemon's")->type_name("FILE");
+  set->add_option("--certificate", t.certificate, "To show to the daemon")->type_name("FILE");
+  set->add_option("--key", t.key, "Of that certificate")->type_name("FILE");
+  set->add_option("--token-file", t.token_file, "Its text is sent as a token")->type_name("FILE");
+  set->callback(
+      [this] { chosen_ = [this] { return RunConfigSet(context_, options_->context_name, options_->target); }; });
+  CLI::App* use = Command(*config, "use", "Talk to this one from now on; - to none", "  hone config use lab\n");
+  use->add_option("CONTEXT", options_->context_name, "Its name, or -")->required();
+  use->callback([this] { chosen_ = [this] { return RunConfigUse(context_, options_->context_name); }; });
+  CLI::App* remove = Command(*config, "rm", "Forget one", "  hone config rm lab\n");
+  remove->add_option("CONTEXT", options_->context_name, "Its name")->required();
+  remove->callback([this] { chosen_ = [this] { return RunConfigRemove(context_, options_->context_name); }; });
 }
 
 void CommandLine::AddData() {
@@ -182,10 +331,10 @@ void CommandLine::AddModels() {
   import->add_option("PATH", options_->import_path, "A .gguf file or a Hugging Face folder")->required();
   import->add_option("--name", options_->import_name, "Name in the registry (default: from the file)")
       ->type_name("NAME");
-  import->callback([this] { chosen_ = [this] { return RunModelsImport(context_, options_->import_path, options_->import_name);
+  import->callback([this] {
+    chosen_ = [this] { return RunModelsImport(context_, options_->import_path, options_->import_name);
 };
-}  // namespace hone
-);
+});
 CLI::App* list = Command(*models, "ls", "List models", "  hone models ls\n");
 list->callback([this] { chosen_ = [this] { return RunModelsList(context_); }; });
 CLI::App* get = Command(*models, "get", "Show one model", "  hone models get smollm2\n");

@@ -22,6 +22,9 @@ class CommandLine {
   struct Options;
   CLI::App* Command(CLI::App& parent, const std::string& name, const std::string& help, const std::string& examples);
   void AddJobs();
+  void AddQueue();
+  void AddReports();
+  void AddConfig();
   void AddData();
   void AddModels();
   void AddTools();

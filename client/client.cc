@@ -14,6 +14,7 @@
 #include "hone/v1/datasets.grpc.pb.h"
 #include "hone/v1/jobs.grpc.pb.h"
 #include "hone/v1/models.grpc.pb.h"
+#include "proto/base/file.h"
 #include "proto/base/sha256.h"
 #include "proto/base/status.h"
 
@@ -92,16 +93,70 @@ struct Client::Channel {
   }
 };
 
-Client::Client(const std::string& socket_path) {
+namespace {
+
+grpc::ChannelArguments Arguments() {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(64 << 20);
   // A restarted daemon should be found at once, not after gRPC's default minute.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
-  channel_ = std::make_unique<Channel>(
-      grpc::CreateCustomChannel("unix:" + socket_path, grpc::InsecureChannelCredentials(), arguments));
+  return arguments;
 }
+
+constexpr uint64_t kMaxPem = 1 << 20;
+
+absl::Status ReadInto(const std::string& path, std::string* text) {
+  if (path.empty()) return absl::OkStatus();
+  absl::StatusOr<std::string> read = ReadFile(path, kMaxPem);
+  if (!read.ok()) return InvalidArgument(read.status().message());
+  *text = *std::move(read);
+  return absl::OkStatus();
+}
+
+// Sends the token with each call; TLS only, which gRPC enforces.
+class BearerToken final : public grpc::MetadataCredentialsPlugin {
+ public:
+  explicit BearerToken(std::string token) : value_("Bearer " + token) {}
+  bool IsBlocking() const override { return false; }
+  grpc::Status GetMetadata(grpc::string_ref, grpc::string_ref, const grpc::AuthContext&,
+                           std::multimap<grpc::string, grpc::string>* metadata) override {
+    metadata->insert({"authorization", value_});
+    return grpc::Status::OK;
+  }
+
+ private:
+  const std::string value_;
+};
+
+}  // namespace
+
+Client::Client() = default;
+
+Client::Client(const std::string& socket_path)
+    : channel_(std::make_unique<Channel>(
+          grpc::CreateCustomChannel("unix:" + socket_path, grpc::InsecureChannelCredentials(), Arguments()))) {}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Open(const Target& target) {
+  if (target.address.empty()) return std::make_unique<Client>(target.socket);
+  grpc::SslCredentialsOptions tls;
+  HONE_RETURN_IF_ERROR(ReadInto(target.ca, &tls.pem_root_certs));
+  HONE_RETURN_IF_ERROR(ReadInto(target.certificate, &tls.pem_cert_chain));
+  HONE_RETURN_IF_ERROR(ReadInto(target.key, &tls.pem_private_key));
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::SslCredentials(tls);
+  if (!target.token_file.empty()) {
+    std::string token;
+    HONE_RETURN_IF_ERROR(ReadInto(target.token_file, &token));
+    while (!token.empty() && (token.back() == '\n' || token.back() == '\r' || token.back() == ' ')) token.pop_back();
+    credentials = grpc::CompositeChannelCredentials(
+        credentials, grpc::MetadataCredentialsFromPlugin(std::make_unique<BearerToken>(token)));
+  }
+  std::unique_ptr<Client> client(new Client());
+  client->channel_ = std::make_unique<Channel>(grpc::CreateCustomChannel(target.address, credentials, Arguments()));
+  return client;
+}
+
 Client::~Client() = default;
 
 absl::StatusOr<v1::DaemonStatus> Client::GetStatus(int timeout_seconds) {
@@ -137,6 +192,10 @@ absl::StatusOr<v1::Job> Client::GetJob(const std::string& name) {
 absl::StatusOr<std::vector<v1::Job>> Client::ListJobs(const std::vector<v1::JobState>& states, size_t limit) {
   v1::ListJobsRequest request;
   for (v1::JobState state : states) request.add_states(state);
+  return ListJobs(request, limit);
+}
+
+absl::StatusOr<std::vector<v1::Job>> Client::ListJobs(v1::ListJobsRequest request, size_t limit) {
   std::vector<v1::Job> jobs;
   while (true) {
     request.set_page_size(limit == 0 ? 200 : static_cast<int>(std::min<size_t>(200, limit - jobs.size())));
@@ -154,6 +213,35 @@ absl::StatusOr<v1::Job> Client::CancelJob(const std::string& name) {
   v1::CancelJobRequest request;
   request.set_name(JobName(name));
   return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::CancelJob, request);
+}
+
+absl::StatusOr<v1::Job> Client::PauseJob(const std::string& name) {
+  v1::PauseJobRequest request;
+  request.set_name(JobName(name));
+  return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::PauseJob, request);
+}
+
+absl::StatusOr<v1::Job> Client::ResumeJob(const std::string& name) {
+  v1::ResumeJobRequest request;
+  request.set_name(JobName(name));
+  return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::ResumeJob, request);
+}
+
+absl::StatusOr<v1::Job> Client::HoldJob(const std::string& name, const std::string& message) {
+  v1::HoldJobRequest request;
+  request.set_name(JobName(name));
+  request.set_message(message);
+  return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::HoldJob, request);
+}
+
+absl::StatusOr<v1::Job> Client::ReleaseJob(const std::string& name) {
+  v1::ReleaseJobRequest request;
+  request.set_name(JobName(name));
+  return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::ReleaseJob, request);
+}
+
+absl::StatusOr<v1::Job> Client::UpdateJob(const v1::UpdateJobRequest& request) {
+  return Channel::Call(*channel_->jobs, &v1::Jobs::Stub::UpdateJob, request);
 }
 
 absl::Status Client::WatchJob(const std::string& name, uint64_t after_sequence,

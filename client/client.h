@@ -32,10 +32,22 @@ class Cancellation {
   std::atomic<bool> cancelled_{false};
 };
 
+// Which daemon, and how to reach it: a Unix socket, or TCP with TLS.
+struct Target {
+  std::string socket;       // a path
+  std::string address;      // HOST:PORT; empty: the socket
+  std::string ca;           // PEM file that signed the daemon's certificate
+  std::string certificate;  // PEM file to show; empty: none
+  std::string key;
+  std::string token_file;  // its text is sent as a bearer token; empty: none
+};
+
 class Client {
  public:
   // Does not connect yet: the first call does.
   explicit Client(const std::string& socket_path);
+  // INVALID_ARGUMENT naming a file that cannot be read.
+  static absl::StatusOr<std::unique_ptr<Client>> Open(const Target& target);
   ~Client();
 
   absl::StatusOr<v1::DaemonStatus> GetStatus(int timeout_seconds = 10);
@@ -48,7 +60,13 @@ class Client {
   absl::StatusOr<v1::Job> GetJob(const std::string& name);
   // All pages, newest first, at most `limit` (0: all).
   absl::StatusOr<std::vector<v1::Job>> ListJobs(const std::vector<v1::JobState>& states, size_t limit);
+  absl::StatusOr<std::vector<v1::Job>> ListJobs(v1::ListJobsRequest request, size_t limit);
   absl::StatusOr<v1::Job> CancelJob(const std::string& name);
+  absl::StatusOr<v1::Job> PauseJob(const std::string& name);
+  absl::StatusOr<v1::Job> ResumeJob(const std::string& name);
+  absl::StatusOr<v1::Job> HoldJob(const std::string& name, const std::string& message);
+  absl::StatusOr<v1::Job> ReleaseJob(const std::string& name);
+  absl::StatusOr<v1::Job> UpdateJob(const v1::UpdateJobRequest& request);
   // One stream, until the daemon ends it, `on_event` returns false, or it is cancelled.
   absl::Status WatchJob(const std::string& name, uint64_t after_sequence,
                         const std::function<bool(const v1::JobEvent&)>& on_event, Cancellation* cancellation);
@@ -73,6 +91,7 @@ class Client {
                         const std::function<void(const v1::GenerateChunk&)>& on_chunk, Cancellation* cancellation);
 
  private:
+  Client();
   struct Channel;
   std::unique_ptr<Channel> channel_;
 };

@@ -18,12 +18,24 @@ struct SubmitOptions {
   int priority = 0;
   int timeout_seconds = 0;
   std::string request_id;
+  std::string from;                 // a job whose spec is taken
+  std::vector<std::string> matrix;  // FIELD=V1,V2
+  std::vector<std::string> after;
+  std::vector<std::string> labels;  // KEY=VALUE
+  std::string time_limit;           // "2h"
+  uint32_t max_failures = 0;
+  std::vector<std::string> retry_on;
+  bool preemptible = false;
+  bool hold = false;
 };
 int RunSubmit(Context& context, const SubmitOptions& options);
 
 struct ListOptions {
   std::vector<std::string> states;
   size_t limit = 50;
+  std::vector<std::string> labels;
+  std::string name;
+  bool mine = false;
 };
 int RunList(Context& context, const ListOptions& options);
 struct GetOptions {
@@ -35,6 +47,50 @@ int RunGet(Context& context, const GetOptions& options);
 int RunWatch(Context& context, const std::string& job, int timeout_seconds);
 int RunLogs(Context& context, const std::string& job, bool follow);
 int RunCancel(Context& context, const std::vector<std::string>& jobs);
+int RunPause(Context& context, const std::vector<std::string>& jobs);
+int RunResume(Context& context, const std::vector<std::string>& jobs);
+int RunHold(Context& context, const std::vector<std::string>& jobs, const std::string& message);
+int RunRelease(Context& context, const std::vector<std::string>& jobs);
+struct MoveOptions {
+  std::string job;
+  std::string before;
+  std::string behind;
+  bool first = false;
+  std::optional<int32_t> priority;
+};
+int RunMove(Context& context, const MoveOptions& options);
+int RunLabel(Context& context, const std::string& job, const std::vector<std::string>& labels);
+int RunQueue(Context& context);
+// What runs first, then what waits in the order in which it will run.
+void SortAsQueue(std::vector<v1::Job>& jobs);
+struct WaitOptions {
+  std::vector<std::string> jobs;
+  std::string goal;  // "", ended, rest, or a state
+  int timeout_seconds = 0;
+};
+int RunWait(Context& context, const WaitOptions& options);
+struct TopOptions {
+  bool once = false;
+  double interval = 1;
+};
+int RunTop(Context& context, const TopOptions& options);
+struct JobReportOptions {
+  std::string job;
+  std::string output;                  // "-": stdout; empty: report-<id>.html
+  std::vector<std::string> questions;  // answered by base and adapter
+  bool data = true;                    // ask for the data's statistics
+};
+int RunJobReport(Context& context, const JobReportOptions& options);
+struct ImportOptions {
+  std::string file;
+  std::string from;    // axolotl, llama-factory; empty: guessed
+  std::string output;  // empty: stdout
+};
+int RunImport(Context& context, const ImportOptions& options);
+int RunConfigList(Context& context);
+int RunConfigSet(Context& context, const std::string& name, const Target& target);
+int RunConfigUse(Context& context, const std::string& name);
+int RunConfigRemove(Context& context, const std::string& name);
 
 struct PlanOptions {
   std::string file;

@@ -17,6 +17,7 @@ struct Context {
   Environment environment;
   Terminal terminal;
   std::string socket_flag;
+  std::string context_flag;     // --context: a name in the contexts' file
   std::string format = "text";  // -o: text, json, name
   bool quiet = false;
   std::unique_ptr<Client> client;
@@ -25,12 +26,12 @@ struct Context {
   bool json() const { return format == "json"; }
   absl::StatusOr<Client*> Connect() {
     if (client != nullptr) return client.get();
-    const absl::StatusOr<std::string> found = FindSocket(environment, socket_flag);
-    if (!found.ok()) return found.status();
-    socket = *found;
-    client = std::make_unique<Client>(socket);
+    const absl::Status connected = ConnectNow();
+    if (!connected.ok()) return connected;
     return client.get();
   }
+  // --socket, else --context, $HONE_CONTEXT or the current context, else this user's daemon, else the system's.
+  absl::Status ConnectNow();
 };
 
 // Prints "hone: ..." with the hint to stderr and returns the exit code.

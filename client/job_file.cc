@@ -78,6 +78,19 @@ absl::StatusOr<JobFile> LoadJobFile(const std::string& path, const std::vector<s
   return file;
 }
 
+absl::StatusOr<JobFile> JobFileFromSpec(const v1::JobSpec& spec, const std::vector<std::string>& sets) {
+  JobFile file;
+  file.folder = ".";
+  file.spec = spec;
+  for (const std::string& set : sets) {
+    const absl::Status status = SetField(file.spec, set);
+    if (!status.ok()) return Annotate(status, "--set");
+  }
+  HONE_ASSIGN_OR_RETURN(const v1::JobSpec resolved, ResolveSpec(file.spec));
+  file.advice = Advice(resolved);
+  return file;
+}
+
 absl::Status PrepareForDaemon(const Environment& environment, Client& client,
                               const std::function<void(const std::string&, uint64_t, uint64_t)>& on_progress,
                               JobFile& file) {

@@ -22,6 +22,9 @@ struct JobFile {
 // "-" reads stdin. Relative paths in it are looked for in the current folder, then beside the job file.
 absl::StatusOr<JobFile> LoadJobFile(const std::string& path, const std::vector<std::string>& sets);
 
+// The same from a spec that a daemon gave (`hone submit --from JOB`), with --set on top.
+absl::StatusOr<JobFile> JobFileFromSpec(const v1::JobSpec& spec, const std::vector<std::string>& sets);
+
 // Absolute model path; data files uploaded and replaced by "sha256:<digest>". on_progress(path, done, total) may be
 // null.
 absl::Status PrepareForDaemon(const Environment& environment, Client& client,

@@ -1,5 +1,8 @@
 // hone ls, get, watch, logs, cancel.
+#include <unistd.h>
+
 #include <ctime>
+#include <map>
 
 #include "client/commands.h"
 #include "client/interrupt.h"
@@ -14,7 +17,7 @@ namespace {
 std::string Age(const google::protobuf::Timestamp& stamp) {
   if (stamp.seconds() == 0) return "-";
   const double seconds = static_cast<double>(std::time(nullptr) - stamp.seconds());
-  return FormatDuration(std::max(0.0, std::max(10.0, seconds)));
+  return FormatDuration(std::max(10.0, seconds));
 }
 
 std::string LocalTime(const google::protobuf::Timestamp& stamp) {
@@ -66,6 +69,17 @@ std::string DescribeJob(const v1::Job& job, bool colours) {
   AppendPair(out, "", Printable(job.state_message()));
   AppendPair(out, "what", ModelAndObjective(job.has_resolved_spec() ? job.resolved_spec() : job.spec()));
   if (job.priority() != 0) AppendPair(out, "priority", StrCat(job.priority()));
+  if (job.has_owner_uid() && job.owner_uid() != static_cast<int64_t>(getuid()))
+    AppendPair(out, "owner", StrCat("user ", job.owner_uid()));
+  for (const std::string& after : job.options().after()) AppendPair(out, "after", after);
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(job.options().labels().begin(), job.options().labels().end())) {
+    AppendPair(out, "label", StrCat(Printable(key), "=", Printable(value)));
+  }
+  if (job.options().time_limit_seconds() > 0)
+    AppendPair(out, "time limit",
+               StrCat(FormatDuration(static_cast<double>(job.options().time_limit_seconds())), ", ",
+                      FormatDuration(job.run_seconds()), " used by ended attempts"));
   if (job.has_create_time()) AppendPair(out, "created", LocalTime(job.create_time()));
   if (job.has_start_time()) AppendPair(out, "started", LocalTime(job.start_time()));
   if (job.has_end_time()) AppendPair(out, "ended", LocalTime(job.end_time()));
@@ -104,7 +118,17 @@ std::string DescribeJob(const v1::Job& job, bool colours) {
 int RunList(Context& context, const ListOptions& options) {
   HONE_TRY(const std::vector<v1::JobState> states, ParseStates(options.states));
   HONE_TRY(Client* const client, context.Connect());
-  HONE_TRY(const std::vector<v1::Job> jobs, client->ListJobs(states, options.limit));
+  v1::ListJobsRequest request;
+  for (const v1::JobState state : states) request.add_states(state);
+  for (const std::string& label : options.labels) {
+    const size_t equals = label.find('=');
+    if (equals == std::string::npos)
+      return Fail(context, InvalidArgument("--label ", label, ": KEY=VALUE is expected"));
+    (*request.mutable_labels())[label.substr(0, equals)] = label.substr(equals + 1);
+  }
+  request.set_name_contains(options.name);
+  if (options.mine) request.set_owner_uid(getuid());
+  HONE_TRY(const std::vector<v1::Job> jobs, client->ListJobs(request, options.limit));
   if (context.json() || context.format == "name") {
     for (const v1::Job& job : jobs) Out(StrCat(context.json() ? MessageToJson(job) : job.id(), "\n"));
     return kExitOk;

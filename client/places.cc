@@ -41,6 +41,8 @@ Environment ReadEnvironment() {
   environment.home = HomeFolder();
   environment.xdg_state_home = AbsoluteVariable("XDG_STATE_HOME");
   environment.xdg_runtime_dir = AbsoluteVariable("XDG_RUNTIME_DIR");
+  environment.xdg_config_home = AbsoluteVariable("XDG_CONFIG_HOME");
+  environment.context = Variable("HONE_CONTEXT");
   environment.no_color = !Variable("NO_COLOR").empty();
   environment.dumb_terminal = Variable("TERM") == "dumb";
   return environment;

@@ -13,6 +13,8 @@ struct Environment {
   std::string home;
   std::string xdg_state_home;
   std::string xdg_runtime_dir;
+  std::string xdg_config_home;
+  std::string context;  // $HONE_CONTEXT
   bool no_color = false;
   bool dumb_terminal = false;
 };

@@ -54,6 +54,8 @@ std::string PhaseText(v1::Phase phase) {
       return "evaluating";
     case v1::PHASE_FINALIZING:
       return "writing the results";
+    case v1::PHASE_WARMING:
+      return "warming up";
     default:
       return "working";
   }
@@ -328,6 +330,10 @@ std::string JobSummary(const v1::Job& job, bool colours) {
                   " --ask \"What is a tide?\" --compare\n");
   } else if (job.state() == v1::FAILED) {
     out += StrCat("  why: hone logs ", job.id(), "\n");
+  } else if (job.state() == v1::PAUSED) {
+    out += StrCat("  go on: hone resume ", job.id(), "\n");
+  } else if (job.state() == v1::HELD) {
+    out += StrCat("  try again now: hone release ", job.id(), "; end it: hone cancel ", job.id(), "\n");
   }
   return out;
 }

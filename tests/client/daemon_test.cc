@@ -107,6 +107,91 @@ TEST_F(WithDaemon, WatchGoesOnAcrossARestart) {
   EXPECT_GT(next, 4u);
 }
 
+std::string FirstLine(const Result& result) { return result.out.substr(0, result.out.find('\n')); }
+
+TEST_F(WithDaemon, PauseResumeHoldReleaseAndWait) {
+  ASSERT_EQ(Start().code, 0);
+  const std::string id = FirstLine(Hone({"submit", Job("steps=200 sleep=20"), "-q"}));
+  ASSERT_EQ(Hone({"wait", id, "--for", "running", "--timeout", "20"}).code, 0);
+  const Result pause = Hone({"pause", id});
+  EXPECT_EQ(pause.code, 0);
+  EXPECT_THAT(pause.err, HasSubstr("hone wait " + id + " --for paused"));
+  EXPECT_EQ(Hone({"wait", id, "--for", "paused", "--timeout", "20"}).code, 0);
+  const Result watched = Hone({"watch", id});
+  EXPECT_EQ(watched.code, 3);
+  EXPECT_THAT(watched.err, HasSubstr("hone resume " + id));
+  EXPECT_EQ(Hone({"wait", id, "--timeout", "1"}).code, 7);
+  const std::string held = FirstLine(Hone({"submit", Job("steps=1"), "--hold", "-q"}));
+  EXPECT_THAT(Hone({"ls", "--state", "held"}).out, HasSubstr(held));
+  EXPECT_EQ(Hone({"release", held}).code, 0);
+  EXPECT_EQ(Hone({"wait", held, "--timeout", "20"}).code, 0);
+  EXPECT_EQ(Hone({"resume", id}).code, 0);
+  const std::string waits = FirstLine(Hone({"submit", Job("steps=1"), "-q", "--after", id, "--label", "team=blue"}));
+  EXPECT_THAT(Hone({"queue"}).out, HasSubstr("after " + id));
+  EXPECT_EQ(Hone({"hold", waits, "-m", "not yet"}).code, 0);
+  EXPECT_THAT(Hone({"get", waits}).out, HasSubstr("not yet"));
+  EXPECT_THAT(Hone({"ls", "--label", "team=blue", "-o", "name"}).out, HasSubstr(waits));
+  EXPECT_EQ(Hone({"label", waits, "team-", "new=1"}).code, 0);
+  EXPECT_EQ(Hone({"ls", "--label", "team=blue", "-o", "name"}).out, "");
+  EXPECT_EQ(Hone({"cancel", id, waits}).code, 0);
+  EXPECT_EQ(Hone({"wait", id, "--for", "succeeded", "--timeout", "20"}).code, 3);
+  const Result again = Hone({"pause", id});
+  EXPECT_EQ(again.code, 1);
+  EXPECT_THAT(again.err, HasSubstr("JOB_FINISHED"));
+}
+
+TEST_F(WithDaemon, CloneSweepMoveTopAndReport) {
+  ASSERT_EQ(Start().code, 0);
+  const std::string id = FirstLine(Hone({"submit", Job("steps=3"), "-q", "--label", "kind=first"}));
+  ASSERT_EQ(Hone({"wait", id, "--timeout", "20"}).code, 0);
+  const std::string clone = FirstLine(Hone({"submit", "--from", id, "--set", "optimizer.learning_rate=5e-5", "-q"}));
+  const auto job = nlohmann::json::parse(Hone({"get", clone, "-o", "json"}).out);
+  EXPECT_EQ(job["spec"]["optimizer"]["learning_rate"], 5e-5);
+  EXPECT_EQ(job["options"]["labels"]["kind"], "first");
+  EXPECT_EQ(Hone({"wait", clone, "--timeout", "20"}).code, 0);
+  EXPECT_EQ(Hone({"submit"}).code, 2);
+  EXPECT_EQ(Hone({"submit", Job("steps=1"), "--from", id}).code, 2);
+
+  const Result sweep = Hone({"submit", Job("steps=1"), "--matrix", "optimizer.learning_rate=1e-4,2e-4", "--matrix",
+                             "run.seed=1,2", "--label", "sweep=s1", "--hold"});
+  EXPECT_EQ(sweep.code, 0) << sweep.err;
+  EXPECT_EQ(std::count(sweep.out.begin(), sweep.out.end(), '\n'), 4);
+  EXPECT_THAT(Hone({"ls", "--label", "sweep=s1"}).out, HasSubstr("learning_rate=2e-4 seed=1"));
+  const Result wrong = Hone({"submit", Job("steps=1"), "--matrix", "optimizer.learning_rat=1,2"});
+  EXPECT_EQ(wrong.code, 2);
+  EXPECT_THAT(wrong.err, HasSubstr("did you mean learning_rate"));
+  const std::string last = sweep.out.substr(sweep.out.rfind('\n', sweep.out.size() - 2) + 1);
+  EXPECT_EQ(Hone({"move", last.substr(0, last.size() - 1), "--first"}).code, 0);
+  EXPECT_EQ(Hone({"move", id}).code, 2);
+
+  const Result top = Hone({"top", "--once"});
+  EXPECT_EQ(top.code, 0);
+  EXPECT_THAT(top.out, HasSubstr("RUNNING 0"));
+  EXPECT_THAT(top.out, HasSubstr(clone));
+  EXPECT_EQ(top.out.find('\x1b'), std::string::npos);
+
+  const Result report = Hone({"report", id});
+  EXPECT_EQ(report.code, 0) << report.err;
+  const std::string html = Slurp(folder_ / ("report-" + id + ".html"));
+  EXPECT_THAT(html, HasSubstr("adapter_model.safetensors"));
+  EXPECT_THAT(html, HasSubstr("SUCCEEDED"));
+  EXPECT_THAT(Hone({"report", id, "--output", "-", "--no-data", "--ask", "What?"}).out, HasSubstr("Before and after"));
+}
+
+TEST_F(WithDaemon, ContextsNameDaemons) {
+  ASSERT_EQ(Start().code, 0);
+  EXPECT_EQ(Hone({"config", "set", "mine", "--at-socket", folder_ / "run/hone/honed.sock"}).code, 0);
+  EXPECT_EQ(Hone({"config", "set", "gone", "--at-socket", "/nonexistent/s"}).code, 0);
+  EXPECT_EQ(Hone({"config", "use", "gone"}).code, 0);
+  EXPECT_EQ(Hone({"ls"}).code, 5);
+  EXPECT_EQ(Hone({"--context", "mine", "ls"}).code, 0);
+  EXPECT_THAT(Hone({"config", "ls"}).out, HasSubstr("gone"));
+  EXPECT_EQ(Hone({"config", "use", "nobody"}).code, 1);
+  EXPECT_EQ(Hone({"config", "use", "-"}).code, 0);
+  EXPECT_EQ(Hone({"ls"}).code, 0);
+  EXPECT_EQ(Hone({"config", "rm", "gone"}).code, 0);
+}
+
 TEST_F(WithDaemon, AProgramThatCannotStartSaysWhy) {
   const Result missing = Hone({"daemon", "start", "--program", "/nonexistent/honed"});
   EXPECT_EQ(missing.code, 1);
