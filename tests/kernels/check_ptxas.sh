@@ -11,6 +11,7 @@ shift 3
 for source in "$@"; do
   [ -s "$folder/$source.o.ptxas" ] || { echo "FAILED: $folder/$source.o.ptxas is missing or empty"; exit 1; }
 done
+# shellcheck disable=SC2016  # awk's own
 find "$folder" -name '*.ptxas' -print0 | sort -z | xargs -0 awk -v sm="sm_$architecture" -v excused="$may_spill" '
   /Compiling entry function/ { kernel = $0; sub(/.*entry function ./, "", kernel); sub(/. for .*/, "", kernel)
                                wanted = index($0, sm) > 0; spills = 0; next }
