@@ -8,10 +8,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "engine/io/gguf_quant.h"
 #include "engine/io/hf_config.h"
 #include "engine/io/model_source.h"
+#include "engine/io/nf4.h"
 #include "engine/io/safetensors.h"
 #include "proto/base/file.h"
 #include "proto/base/json.h"
@@ -24,6 +26,27 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 constexpr char kMarker[] = "hone-export.json";
+constexpr std::string_view kNf4State = ".quant_state.bitsandbytes__nf4";
+constexpr size_t kNf4StateBytes = 256;  // JSON, padded with spaces
+
+// The bits of EncodeNf4, blocks divided over the cores.
+void EncodeNf4OnAllCores(const std::vector<float>& values, Nf4Parts& out) {
+  const Nf4Sizes sizes = Nf4SizesOf(values.size());
+  std::vector<float> absmax(sizes.blocks);
+  const uint64_t threads = std::clamp<uint64_t>(std::thread::hardware_concurrency(), 1, 16);
+  {
+    std::vector<std::jthread> workers;
+    for (uint64_t i = 0; i < threads; ++i) {
+      const uint64_t begin = sizes.blocks * i / threads * kNf4BlockSize;
+      const uint64_t end = std::min<uint64_t>(sizes.blocks * (i + 1) / threads * kNf4BlockSize, values.size());
+      workers.emplace_back([&values, &out, &absmax, begin, end] {
+        EncodeNf4Plain(values.data() + begin, end - begin, out.codes + begin / 2, absmax.data() + begin / kNf4BlockSize);
+      });
+    }
+  }
+  out.nested_offset = MeanOfAbsmax(absmax.data(), sizes.blocks);
+  EncodeNf4Absmax(absmax.data(), sizes.blocks, out.nested_offset, out.absmax_codes, out.nested_absmax);
+}
 
 // The linear layer that a weight's name means, if an adapter can change it.
 const LoraWeights* FindLora(const LoraAdapter* adapter, std::string_view name) {
@@ -50,19 +73,53 @@ void AddDelta(const LoraWeights& lora, double scale, int64_t rows, int64_t cols,
 
 struct Shard {
   std::string name;
+  std::vector<std::string> weights;
   std::vector<SafetensorsWriter::Declaration> tensors;
   uint64_t bytes = 0;
 };
 
+using Declarations = std::vector<SafetensorsWriter::Declaration>;
+
+// The tensors that bitsandbytes makes of one weight.
+Declarations DeclareNf4(const std::string& name, const StoredWeight& weight, size_t state_bytes) {
+  const Nf4Sizes sizes = Nf4SizesOf(static_cast<uint64_t>(weight.rows) * static_cast<uint64_t>(weight.cols));
+  const auto count = [](uint64_t n) { return static_cast<int64_t>(n); };
+  return {{name, DType::kU8, {count(sizes.code_bytes), 1}},
+          {name + ".absmax", DType::kU8, {count(sizes.blocks)}},
+          {name + ".quant_map", DType::kF32, {16}},
+          {name + ".nested_absmax", DType::kF32, {count(sizes.nested_blocks)}},
+          {name + ".nested_quant_map", DType::kF32, {256}},
+          {StrCat(name, kNf4State), DType::kU8, {count(state_bytes)}}};
+}
+
+// What the weight is written as: the export's type, or with kNf4 its own where it is plain and no linear.
+DType WrittenAs(const std::string& name, const StoredWeight& weight, DType dtype) {
+  if (dtype != DType::kNf4 || IsLinearWeight(name)) return dtype;
+  return BlockElements(weight.dtype) == 1 ? weight.dtype : DType::kBF16;
+}
+
+absl::StatusOr<Declarations> Declare(const ModelFiles& model, const std::string& name, DType dtype) {
+  HONE_ASSIGN_OR_RETURN(const StoredWeight weight, model.Describe(name));
+  const DType written = WrittenAs(name, weight, dtype);
+  if (written == DType::kNf4) return DeclareNf4(name, weight, kNf4StateBytes);
+  std::vector<int64_t> shape = {weight.cols};
+  if (!IsVector(name)) shape.insert(shape.begin(), weight.rows);
+  return Declarations{{name, written, std::move(shape)}};
+}
+
 absl::StatusOr<std::vector<Shard>> PlanShards(const ModelFiles& model, DType dtype) {
   std::vector<Shard> shards(1);
   for (const std::string& name : model.names()) {
-    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, model.Describe(name));
-    std::vector<int64_t> shape = {weight.cols};
-    if (!IsVector(name)) shape.insert(shape.begin(), weight.rows);
-    const uint64_t bytes = static_cast<uint64_t>(weight.rows) * weight.cols * BlockBytes(dtype);
+    HONE_ASSIGN_OR_RETURN(Declarations tensors, Declare(model, name, dtype));
+    uint64_t bytes = 0;
+    for (const auto& tensor : tensors) {
+      uint64_t size = static_cast<uint64_t>(BlockBytes(tensor.dtype));
+      for (int64_t n : tensor.shape) size *= static_cast<uint64_t>(n);
+      bytes += size;
+    }
     if (!shards.back().tensors.empty() && shards.back().bytes + bytes > kMaxShardBytes) shards.emplace_back();
-    shards.back().tensors.push_back({name, dtype, std::move(shape)});
+    shards.back().weights.push_back(name);
+    for (auto& tensor : tensors) shards.back().tensors.push_back(std::move(tensor));
     shards.back().bytes += bytes;
   }
   if (shards.size() == 1) {
@@ -145,13 +202,8 @@ class MergedExport {
   absl::Status WriteShard(const Shard& shard) {
     written_.push_back(shard.name);
     HONE_ASSIGN_OR_RETURN(const auto writer, SafetensorsWriter::Create(Path(shard.name), shard.tensors));
-    std::vector<float> values;
-    std::string bytes;
-    for (const auto& tensor : shard.tensors) {
-      HONE_RETURN_IF_ERROR(ReadMergedWeight(model_, adapter_, tensor.name, &values));
-      bytes.resize(values.size() * BlockBytes(dtype_));
-      EncodeFromFloat(dtype_, values.data(), values.size(), bytes.data());
-      HONE_RETURN_IF_ERROR(writer->Write(tensor.name, bytes));
+    for (const std::string& name : shard.weights) {
+      HONE_RETURN_IF_ERROR(WriteWeight(name, *writer));
       ++done_;
       if (progress_ && !progress_(done_, static_cast<int64_t>(model_.names().size()))) {
         return absl::CancelledError("the export was cancelled");
@@ -159,6 +211,45 @@ class MergedExport {
     }
     HONE_RETURN_IF_ERROR(writer->Finish());
     return AddReceipt(shard.name);
+  }
+
+  absl::Status WriteWeight(const std::string& name, SafetensorsWriter& writer) {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, model_.Describe(name));
+    HONE_RETURN_IF_ERROR(ReadMergedWeight(model_, adapter_, name, &values_));
+    const DType written = WrittenAs(name, weight, dtype_);
+    if (written == DType::kNf4) return WriteNf4(name, weight, writer);
+    bytes_.resize(values_.size() * BlockBytes(written));
+    EncodeFromFloat(written, values_.data(), values_.size(), bytes_.data());
+    return writer.Write(name, bytes_);
+  }
+
+  absl::Status WriteNf4(const std::string& name, const StoredWeight& weight, SafetensorsWriter& writer) {
+    const Nf4Sizes sizes = Nf4SizesOf(values_.size());
+    bytes_.resize(sizes.code_bytes);
+    std::string absmax_codes(sizes.blocks, '\0');
+    std::vector<float> nested_absmax(sizes.nested_blocks);
+    Nf4Parts parts{reinterpret_cast<uint8_t*>(bytes_.data()), reinterpret_cast<uint8_t*>(absmax_codes.data()),
+                   nested_absmax.data(), 0};
+    EncodeNf4OnAllCores(values_, parts);
+    const auto floats = [](const auto& table) {
+      return std::string_view(reinterpret_cast<const char*>(table.data()), table.size() * sizeof(float));
+    };
+    nlohmann::ordered_json state = {{"quant_type", "nf4"},
+                                    {"blocksize", kNf4BlockSize},
+                                    {"dtype", weight.dtype == DType::kF32 ? "float32" : "bfloat16"},
+                                    {"shape", {weight.rows, weight.cols}},
+                                    {"nested_blocksize", kNf4NestedBlockSize},
+                                    {"nested_dtype", "float32"},
+                                    {"nested_offset", parts.nested_offset}};
+    std::string text = state.dump();
+    HONE_CHECK(text.size() <= kNf4StateBytes, text);
+    text.resize(kNf4StateBytes, ' ');  // one size for all, known before a value is
+    HONE_RETURN_IF_ERROR(writer.Write(name, bytes_));
+    HONE_RETURN_IF_ERROR(writer.Write(name + ".absmax", absmax_codes));
+    HONE_RETURN_IF_ERROR(writer.Write(name + ".quant_map", floats(Nf4Codebook())));
+    HONE_RETURN_IF_ERROR(writer.Write(name + ".nested_absmax", floats(nested_absmax)));
+    HONE_RETURN_IF_ERROR(writer.Write(name + ".nested_quant_map", floats(Nf4DynamicMap())));
+    return writer.Write(StrCat(name, kNf4State), text);
   }
 
   absl::Status WriteText(const std::string& name, std::string_view text) {
@@ -183,7 +274,8 @@ class MergedExport {
   }
 
   absl::StatusOr<std::string> ConfigText() const {
-    if (model_.kind() == ModelSourceKind::kGguf) return WriteHfConfig(model_.config(), dtype_);
+    const DType dtype = dtype_ == DType::kNf4 ? DType::kBF16 : dtype_;
+    if (model_.kind() == ModelSourceKind::kGguf) return WriteHfConfig(model_.config(), dtype);
     // A folder's own configuration, so that nothing in it is lost, but for what the export changes.
     const std::string path = model_.kind() == ModelSourceKind::kRandom
                                  ? model_.source().substr(model_.source().find(':') + 1)
@@ -192,8 +284,17 @@ class MergedExport {
     HONE_RETURN_IF_ERROR(ParseJson(text).status());
     auto config = nlohmann::ordered_json::parse(text);  // again, for the order of its fields; it cannot throw now
     config.erase("quantization_config");
-    config[config.contains("dtype") ? "dtype" : "torch_dtype"] = dtype_ == DType::kF32 ? "float32" : "bfloat16";
+    config[config.contains("dtype") ? "dtype" : "torch_dtype"] = dtype == DType::kF32 ? "float32" : "bfloat16";
     if (config.contains("dtype")) config.erase("torch_dtype");
+    if (dtype_ == DType::kNf4) {
+      config["quantization_config"] = {{"quant_method", "bitsandbytes"},
+                                       {"load_in_4bit", true},
+                                       {"load_in_8bit", false},
+                                       {"bnb_4bit_quant_type", "nf4"},
+                                       {"bnb_4bit_use_double_quant", true},
+                                       {"bnb_4bit_compute_dtype", "bfloat16"},
+                                       {"bnb_4bit_quant_storage", "uint8"}};
+    }
     return config.dump(2) + "\n";
   }
 
@@ -236,6 +337,8 @@ class MergedExport {
   const std::string directory_;
   const ExportProgress& progress_;
   int64_t done_ = 0;
+  std::vector<float> values_;
+  std::string bytes_;
   std::vector<std::string> written_;
   std::vector<FileReceipt> receipts_;
 };
@@ -261,6 +364,24 @@ absl::StatusOr<std::vector<FileReceipt>> ExportMerged(const ModelFiles& model, c
                                                       const std::string& directory, const ExportProgress& progress) {
   HONE_CHECK(dtype == DType::kBF16 || dtype == DType::kF32, "merged models are bf16 or f32");
   return MergedExport(model, adapter, dtype, directory, progress).Run();
+}
+
+absl::StatusOr<std::vector<FileReceipt>> ExportNf4(const ModelFiles& model, const std::string& directory,
+                                                   const ExportProgress& progress) {
+  if (model.kind() == ModelSourceKind::kGguf) {
+    return InvalidArgument(model.source(), ": nf4 is written of Hugging Face folders; use a GGUF file as it is");
+  }
+  for (const std::string& name : model.names()) {
+    HONE_ASSIGN_OR_RETURN(const StoredWeight weight, model.Describe(name));
+    if (BlockElements(weight.dtype) != 1) {
+      return InvalidArgument(model.source(), ": ", name, " is ", DTypeName(weight.dtype),
+                             " already; use the model as it is");
+    }
+    if (IsLinearWeight(name) && weight.rows * weight.cols % 2 != 0) {
+      return Unimplemented(model.source(), ": ", name, " has an odd number of elements");
+    }
+  }
+  return MergedExport(model, nullptr, DType::kNf4, directory, progress).Run();
 }
 
 }  // namespace hone

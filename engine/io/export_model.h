@@ -25,6 +25,11 @@ absl::StatusOr<std::vector<FileReceipt>> ExportMerged(const ModelFiles& model, c
                                                       const std::string& directory,
                                                       const ExportProgress& progress = {});
 
+// The base itself with its linears as double-quantised NF4 in bitsandbytes' form (`nf4`), to the bits that quantising at
+// load gives; everything else as it is stored. For folders of plain weights.
+absl::StatusOr<std::vector<FileReceipt>> ExportNf4(const ModelFiles& model, const std::string& directory,
+                                                   const ExportProgress& progress = {});
+
 // dtype kF16 (`gguf:f16`) or kQ8_0 (`gguf:q8_0`: matrices in blocks, norms and biases fp32).
 absl::StatusOr<FileReceipt> ExportGguf(const ModelFiles& model, const LoraAdapter* adapter, DType dtype,
                                        const std::string& path, const ExportProgress& progress = {});

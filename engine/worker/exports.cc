@@ -34,6 +34,7 @@ constexpr Format kFormats[] = {
     {"merged:f32", DType::kF32, false, "f32"},
     {"gguf:f16", DType::kF16, true, "f16"},
     {"gguf:q8_0", DType::kQ8_0, true, "q8_0"},
+    {"nf4", DType::kNf4, false, "nf4"},
 };
 
 nlohmann::ordered_json FileRow(const FileReceipt& file) {
@@ -99,7 +100,11 @@ absl::StatusOr<nlohmann::ordered_json> ExportJob(const ModelFiles& files, const 
     return receipt;
   }
   const LoraAdapter* delta = adapter.has_value() ? &*adapter : nullptr;
-  if (chosen->gguf) {
+  if (chosen->dtype == DType::kNf4) {
+    if (delta != nullptr) return InvalidArgument("--adapter: nf4 quantises a base alone; export merged, then that");
+    HONE_ASSIGN_OR_RETURN(const auto written, ExportNf4(files, output));
+    for (const FileReceipt& file : written) receipt["files"].push_back(FileRow(file));
+  } else if (chosen->gguf) {
     std::error_code ignored;
     std::filesystem::create_directories(std::filesystem::path(output).parent_path(), ignored);
     HONE_ASSIGN_OR_RETURN(const FileReceipt file, ExportGguf(files, delta, chosen->dtype, output));
@@ -111,7 +116,8 @@ absl::StatusOr<nlohmann::ordered_json> ExportJob(const ModelFiles& files, const 
   // Compared with the base as it was trained on, except that a merge of a base quantised at load starts from its 16-bit
   // form.
   HONE_ASSIGN_OR_RETURN(const std::unique_ptr<ModelFiles> exported, ModelFiles::Open(output));
-  HONE_ASSIGN_OR_RETURN(const auto expected, InferenceSession::Open(backend, files, delta));
+  const auto at_load = chosen->dtype == DType::kNf4 ? WeightQuantization::kNf4 : WeightQuantization::kNone;
+  HONE_ASSIGN_OR_RETURN(const auto expected, InferenceSession::Open(backend, files, delta, at_load));
   HONE_ASSIGN_OR_RETURN(const auto actual, InferenceSession::Open(backend, *exported, nullptr));
   HONE_ASSIGN_OR_RETURN(const double difference, LargestLogitDifference(*expected, *actual, files));
   receipt["base"] = files.Quantization() == "none" ? StrCat("stored weights as ", chosen->base)
@@ -121,6 +127,10 @@ absl::StatusOr<nlohmann::ordered_json> ExportJob(const ModelFiles& files, const 
         "trained on NF4 of this base; merged into its weights as stored, so it differs from training by NF4's error";
   }
   receipt["largest_logit_difference"] = difference;
+  if (chosen->dtype == DType::kNf4 && difference != 0) {
+    return Internal("export nf4: its logits differ from those of the base quantised at load by ", difference,
+                    "; the files in ", output, " are not to be used");
+  }
   if (chosen->dtype == DType::kF32 && difference > kExactTolerance && backend.ops().activation_dtype() == DType::kF32) {
     return Internal("export ", format, ": its logits differ from base + adapter by ", difference, ", more than ",
                     kExactTolerance, "; the files in ", output, " are not to be used");

@@ -132,11 +132,12 @@ void AddModelVerbs(CLI::App& app, int* exit_code) {
   }
   {
     CLI::App* verb = app.add_subcommand(
-        "export", "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0; prints the receipt");
+        "export", "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0, or the base as nf4; prints the "
+                  "receipt");
     auto flags = AddModelFlags(verb);
     auto format = std::make_shared<std::string>();
     auto output = std::make_shared<std::string>();
-    verb->add_option("--format", *format, "peft, merged, merged:f32, gguf:f16, gguf:q8_0")->required();
+    verb->add_option("--format", *format, "peft, merged, merged:f32, gguf:f16, gguf:q8_0, nf4")->required();
     verb->add_option("--output", *output, "A folder, or a .gguf file")->required();
     verb->callback([=] { *exit_code = Export(*flags, *format, *output); });
   }

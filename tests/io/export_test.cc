@@ -6,9 +6,12 @@
 #include <fstream>
 
 #include "engine/io/gguf.h"
+#include "engine/io/model_source.h"
+#include "engine/io/nf4.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/file.h"
 #include "proto/base/sha256.h"
+#include "proto/base/status.h"
 #include "tests/io/test_files.h"
 
 namespace hone {
@@ -54,6 +57,48 @@ TEST_F(ExportTest, MergedIsBasePlusDelta) {
             << name << "[" << i << "]";
       }
     }
+  }
+}
+
+TEST_F(ExportTest, Nf4HoldsTheBitsOfTheEncoder) {
+  for (const std::string& source : {Golden("llama"), Golden("qwen2_sharded"), "random:" + Golden("llama/config.json")}) {
+    const auto base = ModelFiles::Open(source).value();
+    const std::string out = folder_ / StrCat("nf4_", source.size());
+    int64_t last = 0;
+    const auto receipts = ExportNf4(*base, out, [&](int64_t done, int64_t) { return last = done, true; });
+    ASSERT_TRUE(receipts.ok()) << receipts.status();
+    EXPECT_EQ(last, static_cast<int64_t>(base->names().size()));
+    const auto opened = ModelFiles::Open(out);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_EQ((*opened)->Quantization(), "nf4");
+    for (const std::string& name : base->names()) {
+      std::vector<float> expected = Read(*base, name);
+      const StoredWeight weight = (*opened)->Describe(name).value();
+      if (!IsLinearWeight(name)) {
+        EXPECT_EQ(weight.dtype, base->Describe(name)->dtype) << name;
+      } else {
+        ASSERT_EQ(weight.dtype, DType::kNf4) << name;
+        ASSERT_TRUE(weight.nested);
+        const Nf4Sizes sizes = Nf4SizesOf(expected.size());
+        std::vector<uint8_t> codes(sizes.code_bytes), absmax_codes(sizes.blocks);
+        std::vector<float> nested(sizes.nested_blocks), absmax(sizes.blocks);
+        Nf4Parts parts{codes.data(), absmax_codes.data(), nested.data(), 0};
+        EncodeNf4(expected.data(), expected.size(), parts);
+        DecodeNf4Absmax(absmax_codes.data(), Nf4DynamicMap().data(), nested.data(), parts.nested_offset, sizes.blocks,
+                        absmax.data());
+        DecodeNf4(codes.data(), absmax.data(), expected.size(), expected.data());
+      }
+      ExpectSameBits(Read(**opened, name), expected, name);
+    }
+  }
+}
+
+TEST_F(ExportTest, Nf4RefusesWhatIsQuantised) {
+  for (const char* name : {"llama_nf4", "llama.gguf"}) {
+    const auto receipts = ExportNf4(*ModelFiles::Open(Golden(name)).value(), folder_ / "again");
+    EXPECT_EQ(receipts.status().code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(receipts.status().message()), HasSubstr(name));
+    EXPECT_FALSE(fs::exists(folder_ / "again"));
   }
 }
 

@@ -1,5 +1,6 @@
 // Times what is not a matrix product or attention: each operation as a share of the copy bandwidth measured in the same
-// run (cuda_bench.h), and transfers as a share of the link's, alone and beside products.
+// run (cuda_bench.h), and transfers as a share of the link's, alone and beside products. Argument: norm, rows, glu,
+// log_prob, quantised or transfers for only that part.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -169,41 +170,51 @@ void BenchTransfers(Bench& bench) {
               static_cast<double>(bytes) / offload / 1e3, static_cast<double>(bytes) / fetch / 1e3, alone, offload, both);
 }
 
-void Run(DType act) {
+void Run(DType act, const std::string& part) {
   Bench bench(act, uint64_t{16} << 30);
   std::printf("\n== %s, %s ==\n", bench.backend().name().c_str(), act == DType::kBF16 ? "bf16" : "fp32");
   const Ceilings c = Measure(bench, false);
   const bool bf16 = act == DType::kBF16;
   const int64_t rows = bf16 ? 8192 : 4096;
-  for (int64_t width : {576, 896, 1536, 2048, 4096, 5120}) BenchNorm(bench, c, rows, width, 1);
-  BenchNorm(bench, c, rows, 128, 32);
-  BenchNorm(bench, c, rows, 128, 8);
-  BenchNorm(bench, c, rows, 64, 14);
-  for (int64_t cols : {896, 4096}) BenchRows(bench, c, rows, cols);
-  BenchGlu(bench, c, rows, 14336, Activation::kSilu, "silu");
-  BenchGlu(bench, c, rows, 4864, Activation::kSilu, "silu");
-  BenchGlu(bench, c, rows, 14336, Activation::kGelu, "gelu");
-  BenchGlu(bench, c, rows, 14336, Activation::kGeluTanh, "gelu_tanh");
-  BenchLogProb(bench, c, 1024, 128256, {});
-  BenchLogProb(bench, c, 1024, 49152, {});
-  BenchLogProb(bench, c, 1024, 151936, {});
-  BenchLogProb(bench, c, 512, 262144, {1, 30});
-  if (bf16) {
+  const auto wanted = [&](std::string_view name) { return part.empty() || part == name; };
+  if (wanted("norm")) {
+    for (int64_t width : {576, 896, 1536, 2048, 4096, 5120}) BenchNorm(bench, c, rows, width, 1);
+    BenchNorm(bench, c, rows, 128, 32);
+    BenchNorm(bench, c, rows, 128, 8);
+    BenchNorm(bench, c, rows, 64, 14);
+  }
+  if (wanted("rows")) {
+    for (int64_t cols : {896, 4096}) BenchRows(bench, c, rows, cols);
+  }
+  if (wanted("glu")) {
+    BenchGlu(bench, c, rows, 14336, Activation::kSilu, "silu");
+    BenchGlu(bench, c, rows, 4864, Activation::kSilu, "silu");
+    BenchGlu(bench, c, rows, 14336, Activation::kGelu, "gelu");
+    BenchGlu(bench, c, rows, 14336, Activation::kGeluTanh, "gelu_tanh");
+  }
+  if (wanted("log_prob")) {
+    BenchLogProb(bench, c, 1024, 128256, {});
+    BenchLogProb(bench, c, 1024, 49152, {});
+    BenchLogProb(bench, c, 1024, 151936, {});
+    BenchLogProb(bench, c, 512, 262144, {1, 30});
+  }
+  if (bf16 && wanted("quantised")) {
     BenchEncode(bench, c, DType::kBF16, 14336, 4096);
     BenchEncode(bench, c, DType::kBF16, 1024, 4096);
     BenchEncode(bench, c, DType::kF32, 14336, 4096);
     BenchAdamW8bit(bench, c);
   }
-  BenchTransfers(bench);
+  if (wanted("transfers")) BenchTransfers(bench);
 }
 
 }  // namespace
 }  // namespace hone
 
-int main() {
+int main(int argc, char** argv) {
+  const std::string part = argc > 1 ? argv[1] : "";
   try {
-    hone::Run(hone::DType::kBF16);
-    hone::Run(hone::DType::kF32);
+    hone::Run(hone::DType::kBF16, part);
+    hone::Run(hone::DType::kF32, part);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
