@@ -1,4 +1,9 @@
 // hone plan, data validate, data upload.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
 #include "client/commands.h"
 #include "client/job_file.h"
 #include "client/report.h"
@@ -20,6 +25,38 @@ absl::StatusOr<v1::JobSpec> Prepared(Context& context, Client& client, JobFile f
       },
       file));
   return file.spec;
+}
+
+// What lies elsewhere, or in another form, than a plain run would have it.
+std::string PlacementText(const v1::Plan& plan) {
+  std::string out;
+  if (plan.mlp_chunk_rows() > 0) out += StrCat(", gated unit by ", plan.mlp_chunk_rows(), " rows");
+  if (plan.decoded_layers() > 0) out += StrCat(", ", plan.decoded_layers(), " layers decoded");
+  if (plan.embedding_on_host()) out += ", embedding on the host";
+  if (plan.offload_inputs()) out += ", layers' inputs wait on the host";
+  return out;
+}
+
+// "step 237 ms: gemm 63%, attention 12%, ...", largest first, and what it was priced with.
+std::string StepText(const v1::Plan& plan) {
+  std::vector<std::pair<double, std::string>> parts;
+  double seconds = 0;
+  for (const v1::PlanPart& part : plan.step_parts()) {
+    parts.emplace_back(part.seconds(), part.name());
+    seconds += part.seconds();
+  }
+  if (seconds <= 0) return "";
+  std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::string out =
+      StrCat("step about ", seconds < 1 ? StrCat(std::lround(seconds * 1e3), " ms") : FormatDuration(seconds), ":");
+  const char* separator = " ";
+  for (const auto& [part, name] : parts) {
+    const int percent = static_cast<int>(100 * part / seconds + 0.5);
+    if (percent == 0) continue;
+    out += StrCat(separator, Printable(name), " ", percent, "%");
+    separator = ", ";
+  }
+  return StrCat(out, plan.rates().measured() ? "; rates measured here" : "; rates from a table", "\n");
 }
 
 std::string PlanText(const v1::Plan& plan, bool colours) {
@@ -57,7 +94,8 @@ std::string PlanText(const v1::Plan& plan, bool colours) {
   }
   out += StrCat("policy ", Printable(plan.policy()), ": micro-batch ", plan.micro_batch_tokens(), " tokens, packing ",
                 plan.packing() ? "on" : "off", ", recompute ", Printable(plan.recompute()), ", head chunk ",
-                plan.head_chunk_rows(), " rows\n");
+                plan.head_chunk_rows(), " rows", PlacementText(plan), "\n");
+  out += StepText(plan);
   if (!plan.reason().empty()) out += StrCat("why: ", Printable(plan.reason()), "\n");
   if (plan.changes_size() > 0) out += plan.fits() ? "changes:\n" : "smallest changes that would fit:\n";
   for (const std::string& change : plan.changes()) out += StrCat("  ", Printable(change), "\n");

@@ -13,8 +13,13 @@ namespace {
 constexpr int64_t kSteps = 16;     // whose launches are looked at
 constexpr size_t kMostSizes = 16;  // of launches that are run
 
-// One document as large as the limits.
-PackedBatch Largest(const BatchLimits& limits) {
+// A longer launch runs the same kernels, and its products take what was found for the nearest number of rows; attention
+// over it would cost as much as a step.
+constexpr int64_t kMostRows = 16384;
+
+// One document as large as the limits, up to kMostRows.
+PackedBatch Largest(BatchLimits limits) {
+  limits.tokens = std::min(limits.tokens, kMostRows);
   PackedBatch batch;
   const std::vector<int32_t> ids(limits.tokens, 0);
   AppendDocument(batch, ids.data(), limits.tokens);
@@ -30,6 +35,7 @@ using BySize = std::map<int64_t, PackedBatch, std::greater<>>;
 void Collect(const std::vector<LaunchBatch>& launches, int64_t row_multiple, BySize& sizes) {
   for (const LaunchBatch& launch : launches) {
     const int64_t rows = LaunchRows(launch.packed.tokens(), row_multiple);
+    if (rows > kMostRows) continue;
     PackedBatch& kept = sizes[rows];
     if (kept.logit_rows.size() < launch.packed.logit_rows.size() || kept.tokens() == 0) kept = launch.packed;
     if (sizes.size() > kMostSizes) sizes.erase(std::prev(sizes.end()));
@@ -50,10 +56,11 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
     Collect(launches.train, row_multiple, train);
     Collect(launches.mismatched, row_multiple, forward);
   }
-  train.insert_or_assign(LaunchRows(limits.train.tokens, row_multiple), Largest(limits.train));
-  if (limits.forward.tokens > 0) {
-    forward.insert_or_assign(LaunchRows(limits.forward.tokens, row_multiple), Largest(limits.forward));
-  }
+  auto add = [&](BySize& sizes, PackedBatch batch) {
+    sizes.insert_or_assign(LaunchRows(batch.tokens(), row_multiple), std::move(batch));
+  };
+  add(train, Largest(limits.train));
+  if (limits.forward.tokens > 0) add(forward, Largest(limits.forward));
   auto reset = [&] {
     ops.Fill(session.lora().values, 0);
     session.ZeroGradients();

@@ -2,6 +2,7 @@
 // rest of the card is filled with another allocation, then its steps run. What the driver counts for the process, less
 // the filling, is held against the plan: never over it, and under it by at most 1% or 64 MiB.
 //   memory_truth SPEC.yaml...
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -19,6 +20,8 @@
 namespace hone {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr uint64_t kMebi = 1 << 20;
 
 // Fills the card when training begins.
@@ -29,7 +32,14 @@ class Filling : public TrainEvents {
     if (event.has_warning()) std::fprintf(stderr, "warning: %s\n", event.warning().c_str());
     if (event.has_memory() && started_bytes_ == 0) started_bytes_ = event.memory().process_bytes();
     if (event.has_memory()) last_bytes_ = event.memory().process_bytes(), pinned_bytes_ = event.memory().pinned_bytes();
-    if (event.has_progress() && event.progress().phase() == v1::PHASE_TRAINING) Fill();
+    if (event.has_progress()) {
+      const v1::Phase phase = event.progress().phase();
+      if (phase == v1::PHASE_WARMING) loaded_ = Clock::now();
+      if (phase == v1::PHASE_TRAINING) {
+        warm_ = Clock::now();
+        Fill();
+      }
+    }
     if (event.has_step()) last_step_ = event.step();
   }
   TrainControl Poll() override { return TrainControl::kContinue; }
@@ -39,6 +49,9 @@ class Filling : public TrainEvents {
   uint64_t filled_bytes() const { return filled_bytes_; }
   uint64_t pinned_bytes() const { return pinned_bytes_; }
   const v1::StepRecord& last_step() const { return last_step_; }
+
+  double load_seconds() const { return std::chrono::duration<double>(loaded_ - begin_).count(); }
+  double warm_seconds() const { return std::chrono::duration<double>(warm_ - loaded_).count(); }
 
  private:
   void Fill() {
@@ -54,6 +67,7 @@ class Filling : public TrainEvents {
 
   Backend& backend_;
   std::vector<std::unique_ptr<MemoryBlock>> blocks_;
+  Clock::time_point begin_ = Clock::now(), loaded_ = begin_, warm_ = begin_;
   uint64_t started_bytes_ = 0, last_bytes_ = 0, filled_bytes_ = 0, pinned_bytes_ = 0;
   v1::StepRecord last_step_;
 };
@@ -87,7 +101,7 @@ absl::StatusOr<bool> Try(const std::string& path) {
   std::printf(
       "    weights %.0f adapter %.0f gradients %.0f optimizer %.0f saved %.0f scratch %.0f context %.0f (opened %.0f) "
       "pinned %.0f; filled %.0f\n    %s, micro-batch %u, head %u, mlp %u, offload %d, embedding on host %d, "
-      "decoded %u; step %.1f ms planned %.1f ms; loss %.4f\n",
+      "decoded %u; step %.1f ms planned %.1f ms; loss %.4f; load %.1f s, warm-up %.1f s\n",
       static_cast<double>(b.weights()) / kMebi, static_cast<double>(b.adapter()) / kMebi,
       static_cast<double>(b.gradients()) / kMebi, static_cast<double>(b.optimizer()) / kMebi,
       static_cast<double>(b.saved()) / kMebi, static_cast<double>(b.scratch()) / kMebi,
@@ -95,7 +109,8 @@ absl::StatusOr<bool> Try(const std::string& path) {
       static_cast<double>(events.pinned_bytes()) / kMebi, static_cast<double>(events.filled_bytes()) / kMebi,
       plan.recompute().c_str(), plan.micro_batch_tokens(), plan.head_chunk_rows(), plan.mlp_chunk_rows(),
       plan.offload_inputs(), plan.embedding_on_host(), plan.decoded_layers(), events.last_step().seconds() * 1e3,
-      static_cast<double>(events.last_step().tokens()) / plan.tokens_per_second() * 1e3, events.last_step().loss());
+      static_cast<double>(events.last_step().tokens()) / plan.tokens_per_second() * 1e3, events.last_step().loss(),
+      events.load_seconds(), events.warm_seconds());
   std::fflush(stdout);
   return holds;
 }
