@@ -74,10 +74,13 @@ BlockActivations Block::Keep(int64_t layer, Recompute level, const Launch& launc
 
 void Block::Forward(const BlockCall& call, const BlockActivations& kept, Tensor x_out, Arena& scratch) {
   ArenaScope scope(scratch);
-  if (call.mode == AdapterMode::kOn) {
+  if (call.mode == AdapterMode::kOn && call.refresh) {
     for (int kind = 0; kind < kGroupKinds; ++kind) RefreshKeptWeight(ops_, Group(call, static_cast<GroupKind>(kind)));
   }
-  const Tensor x_mid = kept.x_mid.empty() ? x_out : kept.x_mid;
+  // Never in place: a product that adds to what its output holds rounds otherwise than one that adds what lies elsewhere,
+  // and every plan is to have the same bits.
+  const Tensor x_mid =
+      kept.x_mid.empty() ? call.launch->Buffer(scratch, ops_.activation_dtype(), sizes().h) : kept.x_mid;
   {
     ArenaScope attention(scratch);
     BlockActivations a = kept;

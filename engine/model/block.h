@@ -43,6 +43,7 @@ struct BlockCall {
   const Launch* launch = nullptr;
   AdapterMode mode = AdapterMode::kOn;
   const CacheSlot* cache = nullptr;  // null: keys and values are the launch's own
+  bool refresh = true;               // put the adapter's values into weights that are kept decoded; else they are there
   const Lora* stored = nullptr;      // its values as act; given: weights are used as stored (StoredProduct)
 };
 

@@ -16,9 +16,17 @@ Decoder::Decoder(Ops& ops, const Model& model, const Lora* lora, const DecoderOp
       lora_(lora),
       options_(options),
       block_(ops, config_, lora, options),
-      head_(ops, model, options.head_chunk_rows, options.row_multiple) {
+      head_(ops, model, options.head_chunk_rows, options.row_multiple),
+      refreshed_(config_.num_layers, 0) {
   HONE_CHECK(options_.recompute.empty() || static_cast<int64_t>(options_.recompute.size()) == config_.num_layers,
              options_.recompute.size(), " levels for ", config_.num_layers, " layers");
+}
+
+bool Decoder::NeedsRefresh(int64_t layer, AdapterMode mode) {
+  if (mode == AdapterMode::kOff) return false;
+  if (adapter_version_ > 0 && refreshed_[layer] == adapter_version_) return false;
+  refreshed_[layer] = adapter_version_;
+  return true;
 }
 
 // x [T, H] <- the residual stream after all layers; forward only, in place, one layer's activations at a time.
@@ -30,7 +38,8 @@ void Decoder::RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x,
     const CacheSlot slot = cache != nullptr ? CacheSlot{cache->k[layer], cache->v[layer], cache_rows} : CacheSlot{};
     BlockActivations a;
     a.x_in = x;
-    block_.Forward({layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr, stored}, a, x, scratch);
+    block_.Forward({layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr, NeedsRefresh(layer, mode), stored},
+                   a, x, scratch);
   }
 }
 
@@ -78,7 +87,8 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
     const LayerLease weights = model_.Acquire(layer);
     const BlockActivations& a = kept.BeginForward(layer);
     x = kept.Input(layer + 1);
-    block_.Forward({layer, &*weights, &launch, AdapterMode::kOn}, a, x, scratch);
+    block_.Forward({layer, &*weights, &launch, AdapterMode::kOn, nullptr, NeedsRefresh(layer, AdapterMode::kOn)}, a, x,
+                   scratch);
     kept.EndForward(layer);
   }
 

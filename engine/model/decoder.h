@@ -50,6 +50,10 @@ class Decoder {
   // rows (and prefixes) are cache rows. logits [logit_rows, V] to the host, after the model's transform.
   void Logits(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows, KvCache& cache,
               AdapterMode mode, Arena& scratch, std::vector<float>& logits);
+  // Weights that are kept decoded hold the adapter's values. Without this each forward pass puts them there; an owner
+  // that gives a new number, above 0, whenever values have changed saves that.
+  void SetAdapterVersion(int64_t version) { adapter_version_ = version; }
+
   static KvCache AllocateCache(const Ops& ops, const DecoderConfig& config, int64_t rows, Arena& arena);
 
  private:
@@ -59,6 +63,8 @@ class Decoder {
     return options_.recompute.empty() ? Recompute::kNone : options_.recompute[layer];
   }
 
+  bool NeedsRefresh(int64_t layer, AdapterMode mode);
+
   Ops& ops_;
   const Model& model_;
   const DecoderConfig& config_;
@@ -66,6 +72,8 @@ class Decoder {
   DecoderOptions options_;
   Block block_;
   Head head_;
+  int64_t adapter_version_ = 0;
+  std::vector<int64_t> refreshed_;  // by layer: the version that its kept weights hold
 };
 
 }  // namespace hone

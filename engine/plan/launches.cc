@@ -33,6 +33,9 @@ StepLaunches LaunchesOf(const PreparedRun& run, const v1::Plan& plan, std::span<
     if (run.needs.mismatched) mismatched.push_back(&run.data.train.kl[index]);
   }
   const auto tokens = static_cast<int32_t>(plan.micro_batch_tokens());
+  if (run.needs.mismatched && plan.packing()) {
+    if (auto coupled = MakeCoupledBatch(policy, mismatched, tokens)) return {{*std::move(coupled)}, {}};
+  }
   return {MakeTrainBatches(policy, tokens, plan.packing() ? PackingMode::kFirstFitDecreasing : PackingMode::kOff),
           ForwardBatches(mismatched, plan)};
 }
@@ -42,9 +45,12 @@ RunLaunches::RunLaunches(const PreparedRun& run) : run_(run), reference_(Referen
   BatchOrder order = run.Order();
   DataCursor cursor;
   for (int64_t step = 0; step < run.steps; ++step) {
-    int64_t tokens = 0;
-    for (uint32_t index : order.Next(&cursor)) tokens += run.data.train.examples[index].length();
-    step_tokens_ = std::max(step_tokens_, tokens);
+    int64_t tokens = 0, mismatched = 0;
+    for (uint32_t index : order.Next(&cursor)) {
+      tokens += run.data.train.examples[index].length();
+      if (run.needs.mismatched) mismatched += run.data.train.kl[index].length() - run.data.train.kl[index].prompt_length;
+    }
+    step_tokens_ = std::max(step_tokens_, tokens + mismatched);
     train_tokens_ += static_cast<uint64_t>(tokens);
   }
   sampled_ = train_tokens_ + static_cast<uint64_t>(reference_tokens_) > kManyTokens;

@@ -11,7 +11,8 @@
 
 namespace hone {
 
-// Every launch of one step, as training makes them: for limits and for the prediction.
+// Every launch of one step, as training makes them: for limits and for the prediction. A preference step that fits one
+// launch is one, with its mismatched rows in it (LaunchBatch::mismatched).
 struct StepLaunches {
   std::vector<LaunchBatch> train, mismatched;
 };
@@ -31,7 +32,7 @@ class RunLaunches {
   int64_t reference_tokens() const { return reference_tokens_; }
   // Policy tokens of all steps, each counted once.
   uint64_t train_tokens() const { return train_tokens_; }
-  int64_t step_tokens() const { return step_tokens_; }  // of the largest step
+  int64_t step_tokens() const { return step_tokens_; }  // of the largest step, with mismatched completions
 
  private:
   const PreparedRun& run_;

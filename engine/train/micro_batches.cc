@@ -161,6 +161,12 @@ void AppendMismatched(LaunchBatch& batch, std::span<const Example* const> exampl
 
 }  // namespace
 
+double SumOf(const LogitSlice& slice, std::span<const float> log_probs) {
+  double sum = 0;
+  for (const float log_prob : log_probs.subspan(slice.first, slice.count)) sum += log_prob;
+  return sum;
+}
+
 std::optional<LaunchBatch> MakeCoupledBatch(std::span<const Example* const> examples,
                                             std::span<const Example* const> mismatched, int32_t micro_batch_tokens) {
   std::optional<LaunchBatch> best;

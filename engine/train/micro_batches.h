@@ -19,6 +19,9 @@ struct LogitSlice {
   int32_t first = 0, count = 0;
 };
 
+// Of a launch's log-probabilities, in double.
+double SumOf(const LogitSlice& slice, std::span<const float> log_probs);
+
 struct LaunchBatch {
   PackedBatch packed;
   std::vector<LogitSlice> slices;

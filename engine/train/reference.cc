@@ -7,15 +7,6 @@
 #include "proto/base/status.h"
 
 namespace hone {
-namespace {
-
-double SumOf(const LogitSlice& slice, const std::vector<float>& log_probs) {
-  double sum = 0;
-  for (int32_t i = 0; i < slice.count; ++i) sum += log_probs[slice.first + i];
-  return sum;
-}
-
-}  // namespace
 
 absl::Status ForwardSums(TrainSession& session, std::span<const Example* const> examples, const v1::Plan& plan,
                          AdapterMode mode, std::span<double> sums,

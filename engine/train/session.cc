@@ -70,6 +70,11 @@ v1::PlanBytes ArenaSet::HighWater() const {
   return bytes;
 }
 
+std::span<std::byte> ArenaSet::LoadRing() const {
+  if (load_ring == nullptr) return {};
+  return {static_cast<std::byte*>(load_ring->data()), load_ring->size()};
+}
+
 v1::MemoryUse ArenaSet::Use() const {
   v1::MemoryUse use;
   for (const Arena* arena : {&weights, &adapter, &gradients, &optimizer, &saved, &scratch}) {
@@ -121,11 +126,9 @@ absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFi
       placement.spare.push_back(SpareColumns(ops, &session->lora_, layer, static_cast<GroupKind>(group)));
     }
   }
-  ModelArenas model_arenas{&arenas.weights, &arenas.pinned, &arenas.scratch};
-  if (arenas.load_ring != nullptr) {
-    model_arenas.ring = {static_cast<std::byte*>(arenas.load_ring->data()), arenas.load_ring->size()};
-  }
-  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, placement, ops, model_arenas, progress));
+  HONE_ASSIGN_OR_RETURN(
+      session->model_,
+      Model::Load(files, placement, ops, {&arenas.weights, &arenas.pinned, &arenas.scratch, arenas.LoadRing()}, progress));
   arenas.load_ring.reset();
   const int64_t elements = session->layout_.elements();
   session->lora_.values = arenas.adapter.AllocateTensor(DType::kF32, 1, elements);
@@ -146,6 +149,7 @@ void TrainSession::ForwardBackward(const PackedBatch& batch, const Decoder::Coef
 
 double TrainSession::OptimizerStep(int64_t step, double learning_rate) {
   optimizer_->Step(lora_.values, lora_.gradients, step, learning_rate);
+  decoder_->SetAdapterVersion(++adapter_version_);
   return optimizer_->GradientNorm();
 }
 
@@ -158,6 +162,7 @@ std::vector<float> TrainSession::Download(Tensor flat) {
 void TrainSession::Upload(std::span<const float> host, Tensor flat) {
   HONE_CHECK(static_cast<int64_t>(host.size()) == flat.elements());
   ops_.Upload(host.data(), flat);
+  decoder_->SetAdapterVersion(++adapter_version_);
 }
 
 }  // namespace hone

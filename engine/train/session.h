@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -31,6 +32,7 @@ struct ArenaSet {
   static absl::StatusOr<ArenaSet> Reserve(Backend& backend, const v1::PlanBytes& bytes, uint64_t pinned_bytes = 0);
   v1::PlanBytes HighWater() const;  // of the device, with total
   uint64_t PinnedHighWater() const { return pinned.high_water(); }
+  std::span<std::byte> LoadRing() const;
   v1::MemoryUse Use() const;  // planned = capacity, actual = high water; pinned_bytes apart
 };
 
@@ -62,6 +64,10 @@ class TrainSession {
   void LogProbs(const PackedBatch& batch, AdapterMode mode, std::span<float> log_probs);
   // Adds to the gradients. At most limits.train.
   void ForwardBackward(const PackedBatch& batch, const Decoder::Coefficients& coefficients);
+  // Rows that a launch computes, null rows included.
+  int64_t LaunchRows(const PackedBatch& batch) const {
+    return hone::LaunchRows(batch.tokens(), options_.decoder.row_multiple);
+  }
   void ZeroGradients() { ops_.Fill(lora_.gradients, 0); }
   // Returns the gradient's norm before clipping.
   double OptimizerStep(int64_t step, double learning_rate);
@@ -71,6 +77,7 @@ class TrainSession {
   const SessionOptions& options() const { return options_; }
   // Host copies of the adapter's values, gradients and optimiser states, flat as LoraLayout says.
   std::vector<float> Download(Tensor flat);
+  // After the first step the adapter's values change through Upload and OptimizerStep alone.
   void Upload(std::span<const float> host, Tensor flat);
   const Lora& lora() const { return lora_; }
   AdamWOptimizer& optimizer() { return *optimizer_; }
@@ -87,6 +94,7 @@ class TrainSession {
   std::unique_ptr<Model> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
   std::unique_ptr<Decoder> decoder_;
+  int64_t adapter_version_ = 0;
 };
 
 }  // namespace hone

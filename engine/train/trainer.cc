@@ -54,7 +54,7 @@ class Trainer {
   absl::Status Checkpoint(int64_t steps_done);
   absl::StatusOr<std::vector<ObjectiveExample>> Describe(const Dataset& data, std::span<const uint32_t> indices,
                                                          const std::vector<double>& reference,
-                                                         const std::vector<double>& kl_reference);
+                                                         const std::vector<double>& kl_reference, bool coupled);
   void EmitProgress(v1::Phase phase, int64_t done, int64_t total, const std::string& detail = "");
   void EmitMemory();
   absl::Status CheckStop();
@@ -182,10 +182,12 @@ absl::Status Trainer::Reference() {
   return absl::OkStatus();
 }
 
-// What the objective needs to know of a batch; computes the KL pairs' policy log-probabilities (forward only, first).
+// What the objective needs to know of a batch; computes the KL pairs' policy log-probabilities (forward only, first)
+// unless they come with the step's one launch.
 absl::StatusOr<std::vector<ObjectiveExample>> Trainer::Describe(const Dataset& data, std::span<const uint32_t> indices,
                                                                 const std::vector<double>& reference,
-                                                                const std::vector<double>& kl_reference) {
+                                                                const std::vector<double>& kl_reference,
+                                                                bool coupled) {
   std::vector<ObjectiveExample> described;
   std::vector<const Example*> mismatched;
   for (uint32_t index : indices) {
@@ -197,7 +199,7 @@ absl::StatusOr<std::vector<ObjectiveExample>> Trainer::Describe(const Dataset& d
     if (run_.needs.mismatched) row.mismatched_reference = kl_reference[index], mismatched.push_back(&data.kl[index]);
     described.push_back(row);
   }
-  if (!run_.needs.mismatched) return described;
+  if (!run_.needs.mismatched || coupled) return described;
   std::vector<double> sums(indices.size());
   HONE_RETURN_IF_ERROR(ForwardSums(*session_, mismatched, request_.plan, AdapterMode::kOn, sums, nullptr));
   for (size_t i = 0; i < sums.size(); ++i) described[i].mismatched_policy = sums[i];
@@ -208,23 +210,34 @@ absl::Status Trainer::Step(int64_t step) {
   const auto begin = Clock::now();
   const uint64_t epoch = cursor_.epoch;
   const std::vector<uint32_t> indices = order_.Next(&cursor_);
-  HONE_ASSIGN_OR_RETURN(const auto described,
-                        Describe(run_.data.train, indices, reference_.train, reference_.train_kl));
-  HONE_RETURN_IF_ERROR(objective_->Begin(described));
+  const StepLaunches launches = LaunchesOf(run_, request_.plan, indices);
+  const bool coupled = !launches.train.front().mismatched.empty();
+  HONE_ASSIGN_OR_RETURN(auto described,
+                        Describe(run_.data.train, indices, reference_.train, reference_.train_kl, coupled));
+  if (!coupled) HONE_RETURN_IF_ERROR(objective_->Begin(described));
   session_->ZeroGradients();
   v1::FromWorker event;
   v1::StepRecord& record = *event.mutable_step();
-  const StepLaunches launches = LaunchesOf(run_, request_.plan, indices);
+  absl::Status begun;
+  int64_t rows = 0, launched_rows = 0;
   for (const LaunchBatch& batch : launches.train) {
     session_->ForwardBackward(batch.packed, [&](std::span<const float> log_probs, std::span<float> coefficients) {
+      for (const LogitSlice& slice : batch.mismatched) {
+        described[slice.example].mismatched_policy = SumOf(slice, log_probs);
+      }
+      if (coupled) begun = objective_->Begin(described);
       for (const LogitSlice& slice : batch.slices) {
         objective_->Example(slice.example, log_probs.subspan(slice.first, slice.count),
                             coefficients.subspan(slice.first, slice.count));
       }
     });
     record.set_tokens(record.tokens() + static_cast<uint64_t>(batch.example_tokens));
-    record.set_supervised_tokens(record.supervised_tokens() + batch.packed.targets.size());
+    record.set_supervised_tokens(record.supervised_tokens() + batch.packed.targets.size() -
+                                 static_cast<uint64_t>(batch.packed.tail_logits));
+    rows += batch.packed.tokens();
+    launched_rows += session_->LaunchRows(batch.packed);
   }
+  HONE_RETURN_IF_ERROR(begun);
   if (step < request_.save_gradients) {
     const std::vector<float> gradients = session_->Download(session_->lora().gradients);
     HONE_RETURN_IF_ERROR(WriteLoraTensors(StrCat(request_.output_dir, "/gradients-", step, ".safetensors"),
@@ -240,7 +253,7 @@ absl::Status Trainer::Step(int64_t step) {
                        static_cast<double>(run_.data.train.examples.size()));
   record.set_learning_rate(rate);
   record.set_grad_norm(norm);
-  record.set_fill(1);  // no padding rows on this back end
+  record.set_fill(static_cast<double>(rows) / static_cast<double>(launched_rows));
   record.set_seconds(Seconds(begin));
   record.set_tokens_per_second(static_cast<double>(record.tokens()) / record.seconds());
   if (!std::isfinite(record.loss()) || !std::isfinite(norm)) {
@@ -265,7 +278,7 @@ absl::Status Trainer::Evaluate(int64_t step) {
   std::vector<uint32_t> indices(data.examples.size());
   std::vector<const Example*> examples;
   for (uint32_t i = 0; i < indices.size(); ++i) indices[i] = i, examples.push_back(&data.examples[i]);
-  HONE_ASSIGN_OR_RETURN(const auto described, Describe(data, indices, reference_.eval, reference_.eval_kl));
+  HONE_ASSIGN_OR_RETURN(const auto described, Describe(data, indices, reference_.eval, reference_.eval_kl, false));
   std::vector<double> sums(indices.size());
   HONE_RETURN_IF_ERROR(ForwardSums(*session_, examples, request_.plan, AdapterMode::kOn, sums, nullptr));
   HONE_RETURN_IF_ERROR(objective_->Begin(described));
