@@ -2,10 +2,12 @@
 // instruction set. Values: tests/golden/make_kernels.py.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <iterator>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/dynamic_map.h"
 #include "kernels/reference/decode.h"
 
 namespace hone {
@@ -94,6 +96,31 @@ TEST(Golden, Nf4Nested) {
   CpuOps ops(1);
   ops.DecodeWeight(weight, {rounded.data(), DType::kBF16, 170, 110, 110});
   EXPECT_EQ(rounded, expected);
+}
+
+// torch's linspace rounds by its vector width: the last bits depend on the machine that made the file.
+TEST(Golden, DynamicMapsUpToTheLastBits) {
+  for (const auto& [name, map] : {std::pair{"signed", &SignedDynamicMap()}, {"unsigned", &UnsignedDynamicMap()}}) {
+    const auto expected = ReadAs<float>(std::string("dynamic_map_") + name);
+    ASSERT_EQ(expected.size(), map->size());
+    for (size_t i = 0; i < map->size(); ++i) {
+      EXPECT_LE(std::fabs((*map)[i] - expected[i]), std::fabs(expected[i]) * 2.4e-7f) << name << "[" << i << "]";
+    }
+  }
+}
+
+TEST(Golden, NearestCodeIsNearestAndTheMiddleGoesDown) {
+  for (const DynamicMap* map : {&SignedDynamicMap(), &UnsignedDynamicMap()}) {
+    for (int i = 0; i < 256; ++i) {
+      EXPECT_EQ(NearestCode((*map)[i], *map), i);
+      if (i == 255) continue;
+      const float middle = ((*map)[i] + (*map)[i + 1]) * 0.5f;
+      EXPECT_EQ(NearestCode(middle, *map), i);
+      EXPECT_EQ(NearestCode(std::nextafter(middle, 2.0f), *map), i + 1);
+    }
+    EXPECT_EQ(NearestCode(-2, *map), 0);
+    EXPECT_EQ(NearestCode(2, *map), 255);
+  }
 }
 
 }  // namespace
