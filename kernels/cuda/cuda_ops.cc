@@ -101,15 +101,25 @@ void CudaOps::ScatterRows(Tensor in, Tensor row_ids, Tensor out) {
 void CudaOps::Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) {
   checks::Matmul(a, ta, b, tb, c);
   if (c.empty()) return;
-  if (!a.empty() && cuda::SkinnyFits(a, ta, b, tb, c)) {
-    cuda::SkinnyMatmul(a, ta, b, tb, c, alpha, beta, cuda::SkinnyShapeFor(a, ta, b, tb, c), workspace_.skinny, stream_);
-    Launched("Matmul");
-    return;
-  }
+  if (!a.empty() && Skinny(a, ta, b, tb, c, alpha, beta)) return;
   if (!a.empty() && gemm_->Run({a, b, c, c, ta, tb, alpha, beta}, stream_)) return;
   ++plain_matmuls_;
   cuda::PlainMatmul(a, ta, b, tb, c, alpha, beta, stream_);
   Launched("Matmul");
+}
+
+// True if the product has a narrow side and was enqueued.
+bool CudaOps::Skinny(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) {
+  if (cuda::SkinnyFits(a, ta, b, tb, c)) {
+    const cuda::SkinnyShape shape = cuda::SkinnyShapeFor(a, ta, b, tb, c);
+    cuda::SkinnyMatmul(a, ta, b, tb, c, alpha, beta, shape, workspace_.skinny, stream_);
+  } else if (cuda::SkinnyFitsF32(a, ta, b, tb, c)) {
+    cuda::SkinnyMatmulF32(a, ta, b, tb, c, alpha, beta, workspace_.skinny, stream_);
+  } else {
+    return false;
+  }
+  Launched("Matmul");
+  return true;
 }
 
 void CudaOps::Add(Tensor x, Tensor y) {
@@ -257,7 +267,7 @@ void CudaOps::AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tens
 void CudaOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
   checks::MatmulAdd(a, ta, b, tb, addend, c);
   if (c.empty()) return;
-  const bool skinny = !a.empty() && cuda::SkinnyFits(a, ta, b, tb, c);
+  const bool skinny = !a.empty() && (cuda::SkinnyFits(a, ta, b, tb, c) || cuda::SkinnyFitsF32(a, ta, b, tb, c));
   if (!a.empty() && !skinny && gemm_->Run({a, b, c, addend, ta, tb, alpha, 1}, stream_)) return;
   Copy(addend, c);
   Matmul(a, ta, b, tb, c, alpha, 1);

@@ -77,6 +77,7 @@ class CudaOps : public Ops {
   int64_t plain_matmuls() const { return plain_matmuls_; }  // products that cuBLASLt declined
 
  private:
+  bool Skinny(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta);
   void AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tensor out);
 
   DType activation_dtype_;

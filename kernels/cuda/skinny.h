@@ -10,7 +10,7 @@ namespace hone::cuda {
 inline constexpr int64_t kSkinnyColumns = 192;  // the narrow side
 
 // How a product is cut: rows (64; 128 too for sums over tokens) and columns (16, 32, 64) of a block's tile, and how
-// many blocks share a tile along k (1, 2 or 4 for x A^T and dY B; no effect on their bits).
+// many blocks share a tile along k (for x A^T and dY B 2 or 4, 1 where k is below 1024; no effect on their bits).
 struct SkinnyShape {
   int rows = 64, columns = 64, split = 1;
 };
@@ -26,5 +26,10 @@ bool SkinnyFits(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
 SkinnyShape SkinnyShapeFor(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
 void SkinnyMatmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta, SkinnyShape shape,
                   const SkinnyWorkspace& workspace, cudaStream_t stream);
+
+// The same in fp32 (skinny_f32.cu), for checking: slower, any alignment.
+bool SkinnyFitsF32(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
+void SkinnyMatmulF32(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta,
+                     const SkinnyWorkspace& workspace, cudaStream_t stream);
 
 }  // namespace hone::cuda
