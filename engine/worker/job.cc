@@ -170,8 +170,11 @@ absl::StatusOr<PlanTarget> TargetOf(Backend& backend, const PlanJobOptions& opti
   target.backend = backend.ops().backend();
   target.activation_dtype = backend.ops().activation_dtype();
   const bool cuda = target.backend == BackendKind::kCuda;
-  target.context_bytes = cuda ? kCudaContextBytes : CpuWorkspaceBytes(options.threads);
-  target.free_bytes = backend.FreeBytes() + backend.ProcessBytes();
+  const uint64_t opened = backend.ProcessBytes();
+  target.context_bytes = !cuda         ? CpuWorkspaceBytes(options.threads)
+                         : opened == 0 ? kCudaContextBytes
+                                       : opened + kCudaGrowthBytes;
+  target.free_bytes = backend.FreeBytes() + opened;
   if (cuda) target.pinned_limit = AvailableHostBytes() / 2;
   HONE_ASSIGN_OR_RETURN(target.rates, RatesOf(backend, options.cache_folder));
   return target;
@@ -230,7 +233,8 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& o
     HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(DeviceOf(run, options)));
     HONE_ASSIGN_OR_RETURN(target, TargetOf(*backend, options));
   }
-  if (options.budget_bytes > 0) target.free_bytes = std::min(target.free_bytes, options.budget_bytes);
+  if (options.budget_bytes > 0 && target.backend == BackendKind::kCpu)
+    target.free_bytes = std::min(target.free_bytes, options.budget_bytes);
   return MakePlan(run, target);
 }
 

@@ -27,7 +27,7 @@ nlohmann::ordered_json JobReport(const PreparedRun& run);
 
 struct PlanJobOptions {
   std::string device;         // empty (the spec's), "cpu", "cuda" or a card of engine/plan/cards.h
-  uint64_t budget_bytes = 0;  // 0: what is free
+  uint64_t budget_bytes = 0;  // of host memory, for plans on the CPU; 0: what is free
   int threads = 0;
   std::string cache_folder;  // MachineCacheFolder(); rates are measured once and kept there
 };
