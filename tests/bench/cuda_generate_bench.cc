@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "proto/base/status.h"
 #include "tests/bench/noise_model.h"
+#include "tests/bench/timed_backend.h"
 
 namespace hone {
 namespace {
@@ -58,13 +60,37 @@ double WeightBytes(const ModelFiles& files) {
   return bytes;
 }
 
+// One step by operation, the longest first, and what lies between them.
+void PrintOps(const std::vector<OpRecord>& records) {
+  if (records.empty()) return;
+  std::map<std::string, std::pair<int64_t, double>> rows;
+  double busy = 0;
+  for (const OpRecord& r : records) {
+    auto& [calls, seconds] = rows[r.name];
+    ++calls, seconds += r.end - r.begin, busy += r.end - r.begin;
+  }
+  std::vector<std::pair<double, std::string>> order;
+  for (const auto& [name, row] : rows) order.emplace_back(row.second, name);
+  std::sort(order.rbegin(), order.rend());
+  const double span = records.back().end - records.front().begin;
+  std::printf("  one step: %zu operations in %.3f ms, %.3f ms between them;", records.size(), 1e3 * span,
+              1e3 * (span - busy));
+  for (size_t i = 0; i < std::min<size_t>(8, order.size()); ++i)
+    std::printf(" %s %lld x %.3f ms;", order[i].second.c_str(), static_cast<long long>(rows[order[i].second].first),
+                1e3 * order[i].first);
+  std::printf("\n");
+}
+
 absl::Status Run(const Options& options) {
   HONE_ASSIGN_OR_RETURN(auto files, ModelFiles::Open("random:" + options.shape + "/config.json"));
   if (!options.bf16) files = MakeNoiseModel(std::move(files));
   HONE_ASSIGN_OR_RETURN(const auto backend, OpenCuda({.device = 0, .activation_dtype = DType::kBF16}));
   HONE_ASSIGN_OR_RETURN(const double rate, CopyRate(*backend));
   auto begin = Clock::now();
-  HONE_ASSIGN_OR_RETURN(const auto session, InferenceSession::Open(*backend, *files, nullptr));
+  EventClock clock(static_cast<CudaOps&>(backend->ops()).stream());
+  clock.Grow(20000);
+  TimedBackend timed(*backend, clock, files->config().vocab_size);
+  HONE_ASSIGN_OR_RETURN(const auto session, InferenceSession::Open(timed, *files, nullptr));
   const double bytes = WeightBytes(*files), floor = bytes / rate;
   std::printf("card %s; copy %.0f GB/s; weights %.0f MB a token: at most %.1f steps/s; loaded in %.1f s\n",
               backend->name().c_str(), rate / 1e9, bytes / 1e6, 1 / floor,
@@ -77,7 +103,7 @@ absl::Status Run(const Options& options) {
         request.prompt.push_back(static_cast<int32_t>(3 + random() % (files->config().vocab_size - 3)));
       request.sampling.max_new_tokens = options.tokens;
     }
-    for (const bool warm : {false, true}) {
+    for (const int round : {0, 1, 2}) {  // warming up, timed, timed by operation
       // Times of the steps that gave every sequence a token: the first are the prompts'.
       std::vector<Clock::time_point> steps;
       int64_t tokens = 0;
@@ -85,11 +111,14 @@ absl::Status Run(const Options& options) {
       const auto reasons = session->Run(requests, AdapterMode::kOff, [&](int64_t request, int32_t) {
         ++tokens;
         if (request == 0) steps.push_back(Clock::now());
+        if (round == 2 && request == 0 && steps.size() == 20) timed.timed().Record(true);
+        if (round == 2 && request == 0 && steps.size() == 21) timed.timed().Record(false);
         return true;
       });
       HONE_RETURN_IF_ERROR(reasons.status());
       const double total = std::chrono::duration<double>(Clock::now() - begin).count();
-      if (!warm || steps.size() < 8) continue;
+      if (round == 2) PrintOps(timed.timed().Take());
+      if (round != 1 || steps.size() < 8) continue;
       std::vector<double> seconds;
       for (size_t i = 1; i < steps.size(); ++i)
         seconds.push_back(std::chrono::duration<double>(steps[i] - steps[i - 1]).count());
