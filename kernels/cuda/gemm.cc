@@ -12,6 +12,8 @@ namespace hone::cuda {
 namespace {
 
 constexpr int kCandidates = 32;
+constexpr int kFullyTimed = 2;             // numbers of rows that a product is timed for with every candidate
+constexpr size_t kProposals = 3;           // of the library, for further ones
 constexpr double kLargeFlops = 4e9;        // a product worth asking further than the library's own list
 constexpr int kRounds = 3;                 // of timing, after the one that sorts out
 constexpr double kWorthTiming = 1.12;      // times the fastest of that round
@@ -82,7 +84,7 @@ class Preference {
   cublasLtMatmulPreference_t preference_ = nullptr;
 };
 
-// Rows of a stand first: shapes that differ in them alone are neighbours (NearestOf). Whether the addend is c itself
+// Rows of a stand first: shapes that differ in them alone are neighbours (TakeNearest). Whether the addend is c itself
 // does not count: a residual added in place and one added from elsewhere are to have the same bits.
 TuningKey KeyOf(const Gemm::Product& p) {
   return {p.a.rows,
@@ -103,6 +105,15 @@ TuningKey KeyOf(const Gemm::Product& p) {
           AlignmentOf(p.c),
           AlignmentOf(p.addend),
           p.beta == 0 ? 0 : 1};
+}
+
+bool SameButRows(const TuningKey& x, const TuningKey& y) { return std::equal(x.begin() + 1, x.end(), y.begin() + 1); }
+
+cublasLtMatmulAlgo_t AlgorithmOf(const TunedAlgorithm& tuned) {
+  cublasLtMatmulAlgo_t algorithm{};
+  static_assert(sizeof(algorithm) == sizeof(tuned.bytes));
+  std::memcpy(&algorithm, tuned.bytes.data(), tuned.bytes.size());
+  return algorithm;
 }
 
 template <typename C>
@@ -197,29 +208,43 @@ void Gemm::AddFromLargeShapes(std::vector<Candidate>& candidates, Plan& plan, co
     }
   }
   for (const Candidate& known : found->second) {
-    Candidate candidate = known;
-    cublasLtMatmulHeuristicResult_t result{};
-    const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_, &plan.operation, &plan.a, &plan.b, &plan.c, &plan.d,
-                                                          &candidate.algorithm, &result);
-    if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > workspace_bytes_) continue;
-    candidate.workspace_bytes = result.workspaceSize;
-    AddIfNew(candidates, candidate);
+    Candidate candidate;
+    if (Fits(plan, known.algorithm, candidate)) AddIfNew(candidates, candidate);
   }
 }
 
-bool Gemm::TakeTuned(Plan& plan, const TunedAlgorithm& tuned) const {
-  Candidate candidate;
-  static_assert(sizeof(candidate.algorithm) == sizeof(tuned.bytes));
-  std::memcpy(&candidate.algorithm, tuned.bytes.data(), tuned.bytes.size());
+// The algorithm with the workspace that it needs for this plan; false where it does not fit.
+bool Gemm::Fits(Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Candidate& candidate) const {
+  candidate.algorithm = algorithm;
   cublasLtMatmulHeuristicResult_t result{};
   const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_, &plan.operation, &plan.a, &plan.b, &plan.c, &plan.d,
                                                         &candidate.algorithm, &result);
   if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > workspace_bytes_) return false;
-  if (!SumsInOnePiece(candidate.algorithm)) return false;
   candidate.workspace_bytes = result.workspaceSize;
-  candidate.microseconds = tuned.microseconds;
-  plan.chosen = candidate;
+  return SumsInOnePiece(candidate.algorithm);
+}
+
+bool Gemm::TakeTuned(Plan& plan, const TunedAlgorithm& tuned) const {
+  if (!Fits(plan, AlgorithmOf(tuned), plan.chosen)) return false;
+  plan.chosen.microseconds = tuned.microseconds;
   plan.supported = true;
+  return true;
+}
+
+// Where enough other numbers of rows of the same product were timed, what was fastest for one of them and the library's
+// first proposals are enough: a run may have a dozen sizes of launches. False: too few were timed.
+bool Gemm::Shortlist(std::vector<Candidate>& candidates, Plan& plan, const TuningKey& key) const {
+  std::vector<Candidate> found;
+  int others = 0;
+  for (const auto& [other, tuned] : tuned_) {
+    if (!SameButRows(other, key)) continue;
+    ++others;
+    Candidate candidate;
+    if (Fits(plan, AlgorithmOf(tuned), candidate)) AddIfNew(found, candidate);
+  }
+  if (others < kFullyTimed) return false;
+  if (candidates.size() > kProposals) candidates.resize(kProposals);
+  for (const Candidate& candidate : found) AddIfNew(candidates, candidate);
   return true;
 }
 
@@ -228,7 +253,7 @@ bool Gemm::TakeNearest(Plan& plan, const TuningKey& key) const {
   if (key[9] != 0) return false;  // a is transposed: its rows are what the product sums over
   const TunedAlgorithm* nearest = nullptr;
   for (const auto& [other, tuned] : tuned_) {  // ascending in rows
-    if (!std::equal(key.begin() + 1, key.end(), other.begin() + 1)) continue;
+    if (!SameButRows(other, key)) continue;
     nearest = &tuned;
     if (other[0] >= key[0]) break;
   }
@@ -310,7 +335,8 @@ Gemm::Plan Gemm::MakePlan(const TuningKey& key, const Product& p, cudaStream_t s
   if (!warming_up_) return plan;
   const auto begin = std::chrono::steady_clock::now();
   const double k = static_cast<double>(p.ta == Transpose::kYes ? p.a.rows : p.a.cols);
-  if (2.0 * static_cast<double>(p.c.elements()) * k > kLargeFlops) AddFromLargeShapes(candidates, plan, p);
+  const bool large = 2.0 * static_cast<double>(p.c.elements()) * k > kLargeFlops;
+  if (!Shortlist(candidates, plan, key) && large) AddFromLargeShapes(candidates, plan, p);
   plan.chosen = Fastest(plan, std::move(candidates), p, stream);
   plan.settled = true;
   TunedAlgorithm& tuned = tuned_[key];

@@ -72,6 +72,8 @@ class Gemm {
   static void Describe(Plan& plan, const Product& p);
   std::vector<Candidate> Candidates(Plan& plan, const Product& p) const;
   void AddFromLargeShapes(std::vector<Candidate>& candidates, Plan& plan, const Product& p);
+  bool Fits(Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Candidate& candidate) const;
+  bool Shortlist(std::vector<Candidate>& candidates, Plan& plan, const TuningKey& key) const;
   bool TakeTuned(Plan& plan, const TunedAlgorithm& tuned) const;
   bool TakeNearest(Plan& plan, const TuningKey& key) const;
   cublasStatus_t Enqueue(Plan& plan, const Candidate& candidate, const Product& p, cudaStream_t stream) const;

@@ -176,33 +176,41 @@ void TuningTime(int64_t m) {
     Ops& ops = backend.ops();
     const uint64_t free_before = backend.FreeBytes();
     const auto tensor = [&](int64_t rows, int64_t cols) { return arena.AllocateTensor(DType::kBF16, rows, cols); };
-    const auto begin = std::chrono::steady_clock::now();
-    backend.BeginWarmUp();
-    for (const Linear& l : kLinears) {
-      ArenaScope scope(arena);
-      const int64_t n = l.n(), k = l.k;
-      const Tensor x = tensor(m, k + kSpare), w = tensor(n + kSpare, k + kSpare), y = tensor(m, n + kSpare);
-      const Tensor dx = tensor(m, k);
-      ops.Matmul(x, kN, w.Rows(0, n), kT, y.Cols(0, n));
-      if (n == 4096) ops.MatmulAdd(x, kN, w.Rows(0, n), kT, y.Cols(0, n), dx.Cols(0, n));
-      ops.Matmul(y, kN, w.Cols(0, k), kN, dx);
-    }
-    {
+    const auto settle = [&](const char* what, const std::function<void()>& products) {
+      const cuda::Gemm& gemm = static_cast<CudaOps&>(ops).gemm();
+      const cuda::Gemm::Tuning before = gemm.tuning();
+      const auto begin = std::chrono::steady_clock::now();
+      backend.BeginWarmUp();
+      products();
+      ops.Synchronize();
+      backend.EndWarmUp();
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      std::printf("%s, %s: %.3f s (%d timed in %.3f s, %d from the file); card memory taken: %.0f MiB\n", start, what,
+                  seconds, gemm.tuning().timed_shapes - before.timed_shapes, gemm.tuning().seconds - before.seconds,
+                  gemm.tuning().cached_shapes - before.cached_shapes,
+                  (static_cast<double>(free_before) - static_cast<double>(backend.FreeBytes())) / (1 << 20));
+    };
+    const auto linears = [&](int64_t rows) {
+      for (const Linear& l : kLinears) {
+        ArenaScope scope(arena);
+        const int64_t n = l.n(), k = l.k;
+        const Tensor x = tensor(rows, k + kSpare), w = tensor(n + kSpare, k + kSpare), y = tensor(rows, n + kSpare);
+        const Tensor dx = tensor(rows, k);
+        ops.Matmul(x, kN, w.Rows(0, n), kT, y.Cols(0, n));
+        if (n == 4096) ops.MatmulAdd(x, kN, w.Rows(0, n), kT, y.Cols(0, n), dx.Cols(0, n));
+        ops.Matmul(y, kN, w.Cols(0, k), kN, dx);
+      }
+    };
+    settle(StrCat("a step of ", m, " tokens").c_str(), [&] {
+      linears(m);
       ArenaScope scope(arena);
       const Tensor h = tensor(2048, 4096), w = tensor(128256, 4096), logits = tensor(2048, 128256);
       ops.Matmul(h, kN, w, kT, logits);
       ops.Matmul(logits, kN, w, kN, h);
-    }
-    ops.Synchronize();
-    backend.EndWarmUp();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    const cuda::Gemm& gemm = static_cast<CudaOps&>(ops).gemm();
-    std::printf(
-        "%s, T %ld: products of a step settled in %.3f s (%d timed in %.3f s, %d from the file); card memory taken: "
-        "%.0f MiB\n",
-        start, m, seconds, gemm.tuning().timed_shapes, gemm.tuning().seconds, gemm.tuning().cached_shapes,
-        (static_cast<double>(free_before) - static_cast<double>(backend.FreeBytes())) / (1 << 20));
-    if (start[0] == 's') std::printf("%s", gemm.DescribeTuning().c_str());
+    });
+    settle("14 more numbers of tokens", [&] {
+      for (int64_t rows = m - 256; rows >= 512; rows -= 256) linears(rows);
+    });
   }
   std::remove(cache.c_str());
 }
