@@ -87,6 +87,9 @@ Metrics::Metrics(Clock::duration keep_after_end)
                         .Register(*registry_)),
       memory_planned_(GaugeFamily("hone_job_memory_planned_bytes", "Planned size of each memory arena.")),
       memory_actual_(GaugeFamily("hone_job_memory_actual_bytes", "High-water mark of each memory arena.")),
+      device_memory_(GaugeFamily("hone_job_device_memory_bytes",
+                                 "Device memory of a job's worker: kind planned, or actual by the driver.")),
+      pinned_memory_(GaugeFamily("hone_job_pinned_memory_bytes", "Page-locked host memory of a job's worker.")),
       last_checkpoint_(
           GaugeFamily("hone_job_last_checkpoint_timestamp_seconds", "When the newest checkpoint was saved.")),
       job_restarts_(
@@ -206,6 +209,10 @@ void Metrics::Memory(const std::string& job_id, const v1::MemoryUse& memory) {
     SetGauge(series, &memory_planned_, static_cast<double>(arena.planned_bytes()), label);
     SetGauge(series, &memory_actual_, static_cast<double>(arena.actual_bytes()), label);
   }
+  if (memory.process_bytes() == 0) return;  // on the CPU the driver has no say
+  SetGauge(series, &device_memory_, static_cast<double>(memory.planned_bytes()), {{"kind", "planned"}});
+  SetGauge(series, &device_memory_, static_cast<double>(memory.process_bytes()), {{"kind", "actual"}});
+  SetGauge(series, &pinned_memory_, static_cast<double>(memory.pinned_bytes()), {});
 }
 
 void Metrics::Checkpoint(const std::string& job_id) {

@@ -92,6 +92,8 @@ class Metrics {
   Histograms& step_seconds_;
   Gauges& memory_planned_;
   Gauges& memory_actual_;
+  Gauges& device_memory_;
+  Gauges& pinned_memory_;
   Gauges& last_checkpoint_;
   Counters& job_restarts_;
 

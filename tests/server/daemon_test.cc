@@ -153,6 +153,18 @@ TEST_F(DaemonTest, ValidateOnlyChecksAndStoresNothing) {
   EXPECT_EQ(list.jobs_size(), 0);
 }
 
+TEST_F(DaemonTest, PlansForADeviceThatIsNotHere) {
+  v1::PlanJobRequest request;
+  *request.mutable_spec() = Spec("steps=3");
+  v1::PlanJobResponse response;
+  for (const char* device : {"rtx3090", ""}) {
+    grpc::ClientContext context;
+    request.set_device(device);
+    ASSERT_TRUE(client_->jobs->PlanJob(&context, request, &response).ok());
+    EXPECT_EQ(response.plan().device(), *device == 0 ? "cpu" : device);
+  }
+}
+
 TEST_F(DaemonTest, ACrashedWorkerGoesOnFromItsCheckpoint) {
   const v1::Job job = client_->Await(client_->MustCreate(Spec("steps=6 crash=5")));
   EXPECT_EQ(job.state(), v1::SUCCEEDED);

@@ -98,7 +98,7 @@ void Plan(const v1::Run& run, const Script& script) {
   if (script.Has("fail")) return SendDone(3, script.words.at("fail") + ": as the script says", script.words.at("fail"));
   v1::FromWorker message;
   message.mutable_plan()->set_fits(!script.Has("too-big"));
-  message.mutable_plan()->set_device("cpu");
+  message.mutable_plan()->set_device(run.device().empty() ? "cpu" : run.device());
   message.mutable_plan()->set_steps(static_cast<uint32_t>(script.Number("steps", 4)));
   message.mutable_plan()->mutable_bytes()->set_total(script.Has("big-plan") ? uint64_t{1} << 60 : 1 << 20);
   if (script.Has("too-big")) message.mutable_plan()->add_changes("data.max_length: 16");
