@@ -72,6 +72,7 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
   keeping.hidden_size = h;
   keeping.backward_rows = backward.rows;
   keeping.offload = options_.offload_inputs;
+  keeping.offload_from = options_.offload_from;
   KeptLayers kept(ops_, block_, launch, keeping, saved, arenas.pinned);
 
   // Layers under the first adapter need nothing later and run in place.

@@ -14,8 +14,9 @@ enum class Recompute : uint8_t { kNone, kActivation, kMlp, kBlock, kFull };
 
 struct DecoderOptions {
   std::vector<Recompute> recompute;  // by layer; empty: kNone everywhere
-  // What kBlock and kFull keep waits in Arenas::pinned between forward and backward.
+  // What layers of level offload_from or more recomputation keep waits in Arenas::pinned between forward and backward.
   bool offload_inputs = false;
+  Recompute offload_from = Recompute::kBlock;
   int64_t head_chunk_rows = 256;  // rows of logits that exist at one time
   // Rows that gate, up and down compute at a time where gate and up are not kept; 0: all.
   int64_t mlp_chunk_rows = 0;

@@ -8,129 +8,110 @@
 namespace hone {
 
 KeptLayers::KeptLayers(Ops& ops, const Block& block, const Launch& launch, Options options, Arena& saved, Arena* pinned)
-    : ops_(ops), block_(block), launch_(launch), options_(std::move(options)), slots_(options_.levels.size()) {
+    : ops_(ops), block_(block), launch_(launch), options_(std::move(options)), layers_(options_.levels.size()) {
   static_assert(kTransferSlots >= 4);
   inputs_.slot = 0;
-  attentions_.slot = 2;
+  rests_.slot = 2;
   LayOut(saved, pinned);
 }
 
 bool KeptLayers::Offloads(int64_t layer) const {
-  return options_.offload && options_.levels[layer] >= Recompute::kBlock;
+  return options_.offload && options_.levels[layer] >= options_.offload_from;
+}
+
+Tensor KeptLayers::InputOf(int64_t ordinal) const {
+  return {inputs_.Buffer(ordinal), ops_.activation_dtype(), launch_.rows, options_.hidden_size, options_.hidden_size};
 }
 
 void KeptLayers::LayOut(Arena& saved, Arena* pinned) {
   const DType act = ops_.activation_dtype();
-  const auto count = static_cast<int64_t>(slots_.size());
-  const uint64_t x_bytes = launch_.capacity * options_.hidden_size * BlockBytes(act);
-  uint64_t attn_bytes = 0, lse_bytes = 0;
+  const auto count = static_cast<int64_t>(layers_.size());
+  inputs_.bytes = launch_.capacity * options_.hidden_size * BlockBytes(act);
   for (int64_t layer = options_.first; layer < count; ++layer) {
-    Slot& slot = slots_[layer];
-    const Recompute level = options_.levels[layer];
+    Kept& kept = layers_[layer];
     if (!Offloads(layer)) {
-      slot.kept = block_.Keep(layer, level, launch_, saved);
-      slot.kept.x_in = launch_.Buffer(saved, act, options_.hidden_size);
+      kept.activations = block_.Keep(layer, options_.levels[layer], launch_, saved);
+      kept.activations.x_in = launch_.Buffer(saved, act, options_.hidden_size);
       continue;
     }
     HONE_CHECK(pinned != nullptr);
-    slot.x_ordinal = static_cast<int64_t>(inputs_.layers.size());
+    kept.input = inputs_.count();
     inputs_.layers.push_back(layer);
-    slot.x_host = pinned->Allocate(x_bytes);
-    if (level != Recompute::kBlock) continue;
-    slot.attn_ordinal = static_cast<int64_t>(attentions_.layers.size());
-    attentions_.layers.push_back(layer);
-    Arena dry = Arena::Dry("attention");
-    const BlockActivations shape = block_.KeepAttention(layer, launch_, dry);
-    const uint64_t attn = launch_.capacity * shape.attn.cols * BlockBytes(act);
-    const uint64_t lse = launch_.capacity * shape.lse.cols * BlockBytes(DType::kF32);
-    slot.kept.attn = shape.attn;
-    slot.kept.lse = shape.lse;
-    slot.attn_host = pinned->Allocate(attn);
-    slot.lse_host = pinned->Allocate(lse);
-    attn_bytes = std::max(attn_bytes, attn);
-    lse_bytes = std::max(lse_bytes, lse);
+    kept.input_host = pinned->Allocate(inputs_.bytes);
+    Arena whole = Arena::Dry("rest");
+    block_.Keep(layer, options_.levels[layer], launch_, whole);
+    if (whole.used() == 0) continue;
+    kept.rest = rests_.count();
+    rests_.layers.push_back(layer);
+    kept.rest_host = pinned->Allocate(whole.used());
+    rests_.bytes = std::max(rests_.bytes, whole.used());
   }
   if (inputs_.layers.empty()) {
     last_output_ = launch_.Buffer(saved, act, options_.hidden_size);
     return;
   }
   for (int i = 0; i < 2; ++i) {
-    inputs_.buffer[i] = saved.Allocate(x_bytes);
-    attentions_.buffer[i] = saved.Allocate(attn_bytes);
-    lse_[i] = saved.Allocate(lse_bytes);
+    inputs_.buffer[i] = saved.Allocate(inputs_.bytes);
+    rests_.buffer[i] = saved.Allocate(rests_.bytes);
   }
-  auto input = [&](int64_t ordinal) {
-    return Tensor{inputs_.buffer[ordinal % 2], act, launch_.rows, options_.hidden_size, options_.hidden_size};
-  };
-  for (Slot& slot : slots_) {
-    if (slot.x_ordinal >= 0) slot.kept.x_in = input(slot.x_ordinal);
-    if (slot.attn_ordinal < 0) continue;
-    slot.kept.attn.data = attentions_.buffer[slot.attn_ordinal % 2];
-    slot.kept.lse.data = lse_[slot.attn_ordinal % 2];
-  }
-  last_output_ = input(static_cast<int64_t>(inputs_.layers.size()));
+  for (int64_t layer = options_.first; layer < count; ++layer) LayOutRest(layer);
+  last_output_ = InputOf(inputs_.count());
 }
 
-// Of the two buffers the last layer's input stays in one, and the last output takes the other.
-void KeptLayers::TransferInput(const Slot& slot, bool fetch) {
-  const Tensor x = slot.kept.x_in.Rows(0, options_.backward_rows);
-  const int number = inputs_.slot + static_cast<int>(slot.x_ordinal % 2);
-  fetch ? ops_.StartFetch(slot.x_host, x, number) : ops_.StartOffload(x, slot.x_host, number);
+// Only rows that this launch has are moved: what is kept lies as if they were all that buffers are laid out for.
+void KeptLayers::LayOutRest(int64_t layer) {
+  Kept& kept = layers_[layer];
+  if (kept.rest >= 0) {
+    Launch dense = launch_;
+    dense.capacity = launch_.rows;
+    Arena arena("rest", rests_.Buffer(kept.rest), rests_.bytes);
+    kept.activations = block_.Keep(layer, options_.levels[layer], dense, arena);
+    const auto words = static_cast<int64_t>(arena.used() / sizeof(float));
+    kept.rest_piece = {rests_.Buffer(kept.rest), DType::kF32, 1, words, words};
+  }
+  if (kept.input >= 0) kept.activations.x_in = InputOf(kept.input);
 }
 
-void KeptLayers::TransferAttention(const Slot& slot, bool fetch) {
-  const Tensor attn = slot.kept.attn.Rows(0, options_.backward_rows), lse = slot.kept.lse.Rows(0, options_.backward_rows);
-  const int number = attentions_.slot + static_cast<int>(slot.attn_ordinal % 2);
-  if (fetch) {
-    ops_.StartFetch(slot.attn_host, attn, number);
-    ops_.StartFetch(slot.lse_host, lse, number);
-  } else {
-    ops_.StartOffload(attn, slot.attn_host, number);
-    ops_.StartOffload(lse, slot.lse_host, number);
-  }
+void KeptLayers::StartInput(const Kept& kept, bool fetch) {
+  const Tensor x = kept.activations.x_in.Rows(0, options_.backward_rows);
+  const int slot = inputs_.Slot(kept.input);
+  fetch ? ops_.StartFetch(kept.input_host, x, slot) : ops_.StartOffload(x, kept.input_host, slot);
+}
+
+void KeptLayers::StartRest(const Kept& kept, bool fetch) {
+  const int slot = rests_.Slot(kept.rest);
+  fetch ? ops_.StartFetch(kept.rest_host, kept.rest_piece, slot)
+        : ops_.StartOffload(kept.rest_piece, kept.rest_host, slot);
 }
 
 Tensor KeptLayers::Input(int64_t layer) {
-  const auto count = static_cast<int64_t>(slots_.size()), offloaded = static_cast<int64_t>(inputs_.layers.size());
-  const bool last = layer == count;
-  const int64_t ordinal = last ? (offloaded > 0 ? offloaded : -1) : slots_[layer].x_ordinal;
-  // The buffer's earlier owner must have left.
-  if (ordinal >= 2) ops_.FinishTransfer(inputs_.slot + static_cast<int>(ordinal % 2));
-  return last ? last_output_ : slots_[layer].kept.x_in;
+  const bool last = layer == static_cast<int64_t>(layers_.size());
+  // Of the two buffers the last offloaded layer's input stays in one, and the last output takes the other.
+  const int64_t ordinal = !last ? layers_[layer].input : inputs_.layers.empty() ? -1 : inputs_.count();
+  if (ordinal >= 2) ops_.FinishTransfer(inputs_.Slot(ordinal));  // the buffer's earlier owner must have left
+  return last ? last_output_ : layers_[layer].activations.x_in;
 }
 
 const BlockActivations& KeptLayers::BeginForward(int64_t layer) {
-  const Slot& slot = slots_[layer];
-  if (slot.attn_ordinal >= 2) ops_.FinishTransfer(attentions_.slot + static_cast<int>(slot.attn_ordinal % 2));
-  if (slot.x_ordinal >= 0 && slot.x_ordinal + 1 < static_cast<int64_t>(inputs_.layers.size())) {
-    TransferInput(slot, false);
-  }
-  return slot.kept;
+  const Kept& kept = layers_[layer];
+  if (kept.rest >= 2) ops_.FinishTransfer(rests_.Slot(kept.rest));
+  if (kept.input >= 0 && kept.input + 1 < inputs_.count()) StartInput(kept, false);
+  return kept.activations;
 }
 
 void KeptLayers::EndForward(int64_t layer) {
-  const Slot& slot = slots_[layer];
-  if (slot.attn_ordinal >= 0 && slot.attn_ordinal + 2 < static_cast<int64_t>(attentions_.layers.size())) {
-    TransferAttention(slot, false);
-  }
+  const Kept& kept = layers_[layer];
+  if (kept.rest >= 0 && kept.rest + 2 < rests_.count()) StartRest(kept, false);
 }
 
 const BlockActivations& KeptLayers::BeginBackward(int64_t layer) {
-  const Slot& slot = slots_[layer];
-  const int64_t inputs = static_cast<int64_t>(inputs_.layers.size());
-  const int64_t attentions = static_cast<int64_t>(attentions_.layers.size());
-  if (slot.x_ordinal >= 0 && slot.x_ordinal + 1 < inputs) {
-    ops_.FinishTransfer(inputs_.slot + static_cast<int>(slot.x_ordinal % 2));
-  }
-  if (slot.attn_ordinal >= 0 && slot.attn_ordinal + 2 < attentions) {
-    ops_.FinishTransfer(attentions_.slot + static_cast<int>(slot.attn_ordinal % 2));
-  }
-  // The buffer that the layer before this one (in this order) used is free now.
-  if (slot.x_ordinal > 0) TransferInput(slots_[inputs_.layers[slot.x_ordinal - 1]], true);
-  if (slot.attn_ordinal > 0 && slot.attn_ordinal + 1 < attentions) {
-    TransferAttention(slots_[attentions_.layers[slot.attn_ordinal - 1]], true);
-  }
-  return slot.kept;
+  const Kept& kept = layers_[layer];
+  if (kept.input >= 0 && kept.input + 1 < inputs_.count()) ops_.FinishTransfer(inputs_.Slot(kept.input));
+  if (kept.rest >= 0 && kept.rest + 2 < rests_.count()) ops_.FinishTransfer(rests_.Slot(kept.rest));
+  // The buffers that the layer before this one (in this order) used are free now.
+  if (kept.input > 0) StartInput(layers_[inputs_.layers[kept.input - 1]], true);
+  if (kept.rest > 0 && kept.rest + 1 < rests_.count()) StartRest(layers_[rests_.layers[kept.rest - 1]], true);
+  return kept.activations;
 }
 
 }  // namespace hone

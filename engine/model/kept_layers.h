@@ -1,6 +1,6 @@
-// What layers keep between the forward and the backward pass, and where it waits: in the saved arena, or (of layers that
-// keep their input and at most attention's output) in pinned host memory. Those pass through two buffers on the device
-// by turns, each transfer beside another layer's work. Not here: computing.
+// What layers keep between the forward and the backward pass, and where it waits: in the saved arena, or in pinned host
+// memory. There each layer's input is one piece and what else it keeps another; the pieces of all layers pass through
+// two buffers on the device by turns, each transfer beside another layer's work. Not here: computing.
 #pragma once
 
 #include <array>
@@ -22,6 +22,7 @@ class KeptLayers {
     int64_t hidden_size = 0;
     int64_t backward_rows = 0;         // rows that the backward pass needs again
     bool offload = false;
+    Recompute offload_from = Recompute::kBlock;  // levels below stay on the device
   };
   // Lays everything out. pinned: only with offload.
   KeptLayers(Ops& ops, const Block& block, const Launch& launch, Options options, Arena& saved, Arena* pinned);
@@ -35,29 +36,35 @@ class KeptLayers {
   const BlockActivations& BeginBackward(int64_t layer);
 
  private:
-  // Two device buffers that a list of layers shares, with what the host holds of each.
+  // Two device buffers that a list of pieces shares.
   struct Ring {
     std::array<void*, 2> buffer = {};
     std::vector<int64_t> layers;  // ordinal -> layer
-    int slot = 0;                 // of the first buffer
+    uint64_t bytes = 0;           // of the largest piece
+    int slot = 0;                 // of the first buffer's transfers
+    void* Buffer(int64_t ordinal) const { return buffer[ordinal % 2]; }
+    int Slot(int64_t ordinal) const { return slot + static_cast<int>(ordinal % 2); }
+    int64_t count() const { return static_cast<int64_t>(layers.size()); }
   };
-  struct Slot {
-    BlockActivations kept;
-    int64_t x_ordinal = -1, attn_ordinal = -1;  // in the rings; -1: in the saved arena
-    void *x_host = nullptr, *attn_host = nullptr, *lse_host = nullptr;
+  struct Kept {
+    BlockActivations activations;
+    int64_t input = -1, rest = -1;  // ordinals in the rings; -1: not there
+    void *input_host = nullptr, *rest_host = nullptr;
+    Tensor rest_piece;  // all but the input, as plain words
   };
   bool Offloads(int64_t layer) const;
   void LayOut(Arena& saved, Arena* pinned);
-  void TransferInput(const Slot& slot, bool fetch);
-  void TransferAttention(const Slot& slot, bool fetch);
+  void LayOutRest(int64_t layer);
+  Tensor InputOf(int64_t ordinal) const;
+  void StartInput(const Kept& kept, bool fetch);
+  void StartRest(const Kept& kept, bool fetch);
 
   Ops& ops_;
   const Block& block_;
   const Launch& launch_;
   Options options_;
-  Ring inputs_, attentions_;
-  std::array<void*, 2> lse_ = {};
-  std::vector<Slot> slots_;
+  Ring inputs_, rests_;
+  std::vector<Kept> layers_;
   Tensor last_output_;
 };
 

@@ -111,7 +111,7 @@ int64_t StoredProductRows(const Ops& ops) { return ops.activation_dtype() == DTy
 
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y) {
-  HONE_CHECK(addend.empty() || addend.data == y.data);
+  if (!addend.empty() && addend.data != y.data) ops.Copy(addend, y);
   const int64_t k = group.inputs();
   const Tensor x = x_aug.Cols(0, k);
   int64_t row = 0;

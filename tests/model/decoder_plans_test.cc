@@ -3,6 +3,7 @@
 // forward-only in a launch equals a pass of its own. And arenas end where the dry run said.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -153,7 +154,8 @@ Result RunPlan(const ModelFiles& files, const SessionOptions& options, const Pac
   }
   EXPECT_EQ(use.pinned_bytes(), measured.PinnedHighWater());
   const Levels& levels = options.decoder.recompute;
-  const auto offloaded = std::count_if(levels.begin(), levels.end(), [](Recompute r) { return r >= Recompute::kBlock; });
+  const auto offloaded = std::count_if(levels.begin(), levels.end(),
+                                       [&](Recompute level) { return level >= options.decoder.offload_from; });
   if (options.lora.layers.empty()) {
     EXPECT_EQ(ops.transfers > 0, options.decoder.offload_inputs && offloaded > 1);
   }
@@ -228,18 +230,21 @@ TEST_P(DecoderPlans, RecomputeLevelsDoNotChangeABit) {
 }
 
 TEST_P(DecoderPlans, OffloadDoesNotChangeABit) {
+  using enum Recompute;
   const Files files(GetParam());
   const Result expected = RunPlan(*files, Options());
-  for (Levels levels : AllLevels()) {
-    if (std::count_if(levels.begin(), levels.end(), [](Recompute r) { return r >= Recompute::kBlock; }) < 2) continue;
-    SessionOptions options = Options(levels);
+  for (const Recompute from : {kNone, kActivation, kMlp, kBlock}) {
+    for (Levels levels : AllLevels()) {
+      SessionOptions options = Options(levels);
+      options.decoder.offload_inputs = true;
+      options.decoder.offload_from = from;
+      ExpectSameBits(RunPlan(*files, options), expected);
+    }
+    // The lower layers keep nothing.
+    SessionOptions options = Options({kFull, kMlp, kBlock, kActivation, kMlp}), plain = Options();
     options.decoder.offload_inputs = true;
-    ExpectSameBits(RunPlan(*files, options), expected);
-    options.lora.layers = {2, 3, 4};  // the lower layers keep nothing
-    SessionOptions plain = Options();
-    plain.lora.layers = options.lora.layers;
-    levels[4] = levels[3] = Recompute::kFull;
-    options.decoder.recompute = levels;
+    options.decoder.offload_from = from;
+    options.lora.layers = plain.lora.layers = {2, 3, 4};
     ExpectSameBits(RunPlan(*files, options), RunPlan(*files, plain));
   }
 }
