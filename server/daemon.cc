@@ -10,6 +10,7 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
+#include "grpcpp/support/server_interceptor.h"
 #include "proto/base/file.h"
 #include "proto/base/status.h"
 #include "server/store/states.h"
@@ -25,6 +26,7 @@ constexpr int kMaxStreamsPerConnection = 300;
 constexpr size_t kQuotaBytes = size_t{256} << 20;
 constexpr int kMinPingIntervalMs = 10000;
 constexpr size_t kQuickThreads = 4, kQuickQueue = 4096;
+constexpr size_t kStreamThreads = 2, kStreamQueue = 8192;
 constexpr size_t kSlowThreads = 2, kSlowQueue = 256;
 constexpr size_t kSessionThreads = 2, kSessionQueue = 64;
 // A client that is idle does not notice that it should hang up; calls have ended by then.
@@ -32,6 +34,29 @@ constexpr std::chrono::seconds kCloseGrace(1);
 // A connection without calls is closed after a while: clients connect again when they need to.
 constexpr int kMaxIdleMs = 10 * 60 * 1000;
 constexpr const char* kServices[] = {"", "hone.v1.Jobs", "hone.v1.Models", "hone.v1.Datasets", "hone.v1.Daemon"};
+
+// Tells the doorman of each call: made when it comes in, destroyed when it is over.
+class CallCount final : public grpc::experimental::Interceptor {
+ public:
+  CallCount(Doorman* doorman, const std::string& peer) : doorman_(doorman), ticket_(doorman->NoteCall(peer)) {}
+  ~CallCount() override { doorman_->NoteEnd(ticket_); }
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override { methods->Proceed(); }
+
+ private:
+  Doorman* doorman_;
+  const Doorman::Ticket ticket_;
+};
+
+class CallCounter final : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  explicit CallCounter(Doorman* doorman) : doorman_(doorman) {}
+  grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
+    return new CallCount(doorman_, info->server_context()->peer());
+  }
+
+ private:
+  Doorman* doorman_;
+};
 
 std::string ParentOf(const std::string& path) {
   const size_t slash = path.rfind('/');
@@ -44,6 +69,7 @@ Daemon::Daemon(DaemonOptions options)
     : options_(std::move(options)),
       layout_(options_.state_dir),
       quick_(kQuickThreads, kQuickQueue),
+      streams_(kStreamThreads, kStreamQueue),
       slow_(kSlowThreads, kSlowQueue),
       sessions_(kSessionThreads, kSessionQueue),
       jobs_(&context_),
@@ -105,6 +131,7 @@ absl::Status Daemon::Open() {
   context_.admission = admission_.get();
   context_.blobs = blobs_.get();
   context_.quick = &quick_;
+  context_.streams = &streams_;
   context_.slow = &slow_;
   context_.sessions = &sessions_;
   context_.max_unfinished = options_.max_jobs;
@@ -163,6 +190,9 @@ absl::Status Daemon::Listen() {
   builder.RegisterService(&models_);
   builder.RegisterService(&datasets_);
   builder.RegisterService(&daemon_);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<CallCounter>(doorman_.get()));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || (!options_.tcp.listen.empty() && port == 0)) {
     return absl::UnavailableError(ToAbsl(StrCat("cannot listen on ", options_.tcp.listen)));
@@ -217,6 +247,7 @@ void Daemon::Stop() {
   }
   sessions_.Stop();
   slow_.Stop();
+  streams_.Stop();
   quick_.Stop();
   server_.reset();
 }

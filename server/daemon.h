@@ -61,6 +61,7 @@ class Daemon {
   const std::string& socket() const { return options_.socket; }
   // Of TCP; 0: none.
   int tcp_port() const { return tcp_port_; }
+  size_t watchers() const { return hub_.subscriptions(); }
   const Doorman* doorman() const { return doorman_.get(); }
   // One line for systemd and people.
   std::string Summary();
@@ -89,6 +90,7 @@ class Daemon {
   std::chrono::steady_clock::time_point retention_due_{};
   std::atomic<bool> retention_runs_{false};
   Executor quick_;
+  Executor streams_;
   Executor slow_;
   Executor sessions_;
   ServiceContext context_;

@@ -153,7 +153,11 @@ void Doorman::Accept(const Door& door) {
     }
     while (unproven_.size() >= options_.max_unproven && !order_.empty()) Dismiss(order_.front().first);
     const Guest guest = {known ? static_cast<int64_t>(peer.uid) : -1, door.admin, InodeOf(fd),
-                         std::chrono::steady_clock::now()};
+                         std::chrono::steady_clock::now(), known ? peer.pid : 0};
+    if (IsPunished(guest)) {
+      close(fd);
+      continue;
+    }
     unproven_[fd] = guest;
     order_.emplace_back(fd, guest.inode);
     epoll_event event{};
@@ -227,6 +231,50 @@ void Doorman::Sweep() {
   }
   std::lock_guard lock(mutex_);
   std::erase_if(inside_, [](const auto& entry) { return InodeOf(entry.first) != entry.second.inode; });
+}
+
+Doorman::Culprit Doorman::CulpritOf(const Guest& guest) {
+  const bool own = guest.uid == static_cast<int64_t>(geteuid());
+  return {guest.uid, own ? guest.pid : 0};
+}
+
+bool Doorman::IsPunished(const Guest& guest) {
+  std::lock_guard lock(mutex_);
+  const auto found = punished_.find(CulpritOf(guest));
+  if (found == punished_.end()) return false;
+  if (std::chrono::steady_clock::now() < found->second) {
+    ++counts_.refused;
+    return true;
+  }
+  punished_.erase(found);
+  return false;
+}
+
+Doorman::Ticket Doorman::NoteCall(const std::string& peer) {
+  if (peer.rfind(kPeerPrefix, 0) != 0) return {};
+  const int fd = std::atoi(peer.c_str() + kPeerPrefix.size());
+  std::lock_guard lock(mutex_);
+  const auto found = inside_.find(fd);
+  if (found == inside_.end()) return {};
+  Guest& guest = found->second;
+  const Ticket ticket = {fd, guest.inode};
+  if (++guest.calls != options_.max_calls || InodeOf(fd) != guest.inode) return ticket;
+  shutdown(fd, SHUT_RDWR);  // gRPC owns the descriptor and sees its end
+  ++counts_.ejected;
+  if (punished_.size() < options_.max_connections) {
+    punished_[CulpritOf(guest)] = std::chrono::steady_clock::now() + options_.penalty;
+  }
+  spdlog::warn(
+      "a connection of user {} (process {}) opens and resets calls in masses and is shut; it stays out for {} s",
+      guest.uid, guest.pid, options_.penalty.count() / 1000);
+  return ticket;
+}
+
+void Doorman::NoteEnd(const Ticket& ticket) {
+  if (ticket.fd < 0) return;
+  std::lock_guard lock(mutex_);
+  const auto found = inside_.find(ticket.fd);
+  if (found != inside_.end() && found->second.inode == ticket.inode && found->second.calls > 0) --found->second.calls;
 }
 
 size_t Doorman::OpenOf(int64_t uid) const {

@@ -2,7 +2,10 @@
 // connection to gRPC only after it has sent HTTP/2's preface, so that half-open and foreign connections cost a
 // descriptor for a few seconds and nothing else. Bounded: in all, per user, and of those that have not spoken yet.
 // gRPC names the peer of such a connection after its descriptor; Who() turns that name into the user.
-// Not here: what a user may do (callers.h), TCP (daemon.cc).
+// Calls are counted as they come and end: a connection with more of them under way than it may have streams open must
+// be opening and resetting them (gRPC 1.51 pays dearly for that). It is shut, and whoever made it stays out for a
+// while: the user or, where that is the daemon's own, the process. Not here: what a user may do (services.h), TCP
+// (daemon.cc).
 #pragma once
 
 #include <sys/types.h>
@@ -34,6 +37,8 @@ class Doorman {
     size_t max_per_user = 1024;
     size_t max_unproven = 256;  // more: the oldest goes
     std::chrono::milliseconds unproven_limit = std::chrono::seconds(10);
+    size_t max_calls = 600;  // of one connection at a time; HTTP/2 lets it have 300 streams
+    std::chrono::milliseconds penalty = std::chrono::seconds(10);
   };
   explicit Doorman(Options options) : options_(options) {}
   ~Doorman();
@@ -45,9 +50,16 @@ class Doorman {
   void Stop();
   // By grpc::ServerContext::peer(). The daemon's own user and root are admins, too.
   Caller Who(const std::string& peer) const;
+  // A call has come in on this peer's connection; NoteEnd when it is over.
+  struct Ticket {
+    int fd = -1;
+    uint64_t inode = 0;
+  };
+  Ticket NoteCall(const std::string& peer);
+  void NoteEnd(const Ticket& ticket);
 
   struct Counts {
-    uint64_t accepted = 0, handed_over = 0, refused = 0, unproven = 0;
+    uint64_t accepted = 0, handed_over = 0, refused = 0, ejected = 0;
     size_t open = 0;
   };
   Counts counts() const;
@@ -63,7 +75,11 @@ class Doorman {
     bool admin;
     uint64_t inode;  // tells whether the descriptor is still this connection
     std::chrono::steady_clock::time_point since;
+    int64_t pid = 0;
+    size_t calls = 0;  // under way
   };
+  // Who pays for a connection's sins: a user, or a process of the daemon's own user.
+  using Culprit = std::pair<int64_t, int64_t>;
 
   void Loop();
   void Accept(const Door& door);
@@ -72,6 +88,8 @@ class Doorman {
   void Dismiss(int fd);
   void Sweep();
   size_t OpenOf(int64_t uid) const;
+  static Culprit CulpritOf(const Guest& guest);
+  bool IsPunished(const Guest& guest);
 
   const Options options_;
   grpc::Server* server_ = nullptr;
@@ -84,6 +102,7 @@ class Doorman {
   int next_fd_ = 0;
   mutable std::mutex mutex_;
   std::map<int, Guest> inside_;
+  std::map<Culprit, std::chrono::steady_clock::time_point> punished_;  // until when
   Counts counts_;
 };
 

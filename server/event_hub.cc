@@ -10,6 +10,8 @@ void Subscription::Offer(const Transient* transient) {
     std::lock_guard lock(mutex_);
     if (pending_.size() == kMaxPending) pending_.pop_front();
     pending_.push_back(*transient);
+  } else {
+    announced_ = true;
   }
   wake_();
 }

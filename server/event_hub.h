@@ -2,6 +2,7 @@
 // records and progress are handed over, each watcher keeping a bounded number of them. Not here: gRPC.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -35,6 +36,8 @@ class Subscription {
   void Offer(const Transient* transient);
   // The oldest record whose predecessor has been sent, if there is one.
   bool Take(uint64_t sent_sequence, v1::JobEvent* event);
+  // Whether something durable may have come since it was last asked.
+  bool TakeAnnounced() { return announced_.exchange(false); }
   void Check(Clock::time_point now) const {
     if (check_) check_(now);
   }
@@ -42,6 +45,7 @@ class Subscription {
  private:
   std::mutex mutex_;
   std::deque<Transient> pending_;
+  std::atomic<bool> announced_{true};
   const std::function<void()> wake_;
   const std::function<void(Clock::time_point)> check_;
 };

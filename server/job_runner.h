@@ -3,7 +3,8 @@
 //
 //   worker ends with        attempt          job
 //   Done OK                 succeeded        SUCCEEDED
-//   Done with an error      failed           FAILED (RESOURCE_EXHAUSTED while starting: memory-taken, QUEUED, not counted)
+//   Done with an error      failed           FAILED (RESOURCE_EXHAUSTED while starting: memory-taken, QUEUED, not
+//   counted)
 //     for want of disk      held             HELD until there is space
 //     for a lost device     held             HELD until it answers
 //   Done cancelled          cancelled        CANCELLED

@@ -80,6 +80,8 @@ StreamPump<v1::JobEvent>::Next WatchPump::Produce(v1::JobEvent* event, absl::Sta
       sent_ = event->sequence();
       return Next::kMessage;
     }
+    // A record whose predecessor has not been sent yet asks for a look, too.
+    if (!subscription_->TakeAnnounced()) return Next::kWait;
     // The head first: what it counts is there to be read afterwards.
     const absl::StatusOr<JobHead> head = context_->store->GetJobHead(id_);
     auto events = context_->store->Events(id_, sent_, kBatch);
@@ -89,6 +91,7 @@ StreamPump<v1::JobEvent>::Next WatchPump::Produce(v1::JobEvent* event, absl::Sta
     }
     if (!events->empty()) {
       batch_.assign(std::make_move_iterator(events->begin()), std::make_move_iterator(events->end()));
+      subscription_->Offer(nullptr);  // there may be more than a batch
       continue;
     }
     if (IsAtRest(head->state)) return Next::kEnd;

@@ -301,13 +301,14 @@ absl::Status JobsService::Move(const std::string& id, const v1::UpdateJobRequest
 
 grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServerContext* call,
                                                               const v1::WatchJobRequest* request) {
-  return StreamPump<v1::JobEvent>::Create<WatchPump>(context_->quick, call, context_, request->name(),
+  return StreamPump<v1::JobEvent>::Create<WatchPump>(context_->streams, call, context_, request->name(),
                                                      request->after_sequence());
 }
 
 grpc::ServerWriteReactor<v1::LogChunk>* JobsService::GetJobLogs(grpc::CallbackServerContext* call,
                                                                 const v1::GetJobLogsRequest* request) {
-  return StreamPump<v1::LogChunk>::Create<LogPump>(context_->quick, call, context_, request->name(), request->follow());
+  return StreamPump<v1::LogChunk>::Create<LogPump>(context_->streams, call, context_, request->name(),
+                                                   request->follow());
 }
 
 grpc::ServerUnaryReactor* JobsService::ListArtifacts(grpc::CallbackServerContext* call,
@@ -330,7 +331,7 @@ grpc::ServerUnaryReactor* JobsService::ListArtifacts(grpc::CallbackServerContext
 
 grpc::ServerWriteReactor<v1::ArtifactChunk>* JobsService::ReadArtifact(grpc::CallbackServerContext* call,
                                                                        const v1::ReadArtifactRequest* request) {
-  return StreamPump<v1::ArtifactChunk>::Create<ArtifactPump>(context_->quick, call, context_, *request);
+  return StreamPump<v1::ArtifactChunk>::Create<ArtifactPump>(context_->streams, call, context_, *request);
 }
 
 grpc::ServerUnaryReactor* JobsService::PlanJob(grpc::CallbackServerContext* call, const v1::PlanJobRequest* request,
@@ -346,7 +347,8 @@ absl::Status JobsService::Plan(const v1::PlanJobRequest& request, const Caller& 
   v1::JobSpec spec = request.spec();
   if (request.device().size() > 100) return FieldError("device", "cpu, cuda or the name of a card");
   HONE_ASSIGN_OR_RETURN(*response->mutable_resolved_spec(), context_->admission->Resolve(spec, caller.uid));
-  HONE_ASSIGN_OR_RETURN(Planned planned, context_->admission->Plan(response->resolved_spec(), cancelled, request.device()));
+  HONE_ASSIGN_OR_RETURN(Planned planned,
+                        context_->admission->Plan(response->resolved_spec(), cancelled, request.device()));
   *response->mutable_plan() = std::move(planned.plan);
   response->set_report_json(std::move(planned.report_json));
   return absl::OkStatus();

@@ -101,7 +101,7 @@ class Scheduler {
   std::map<std::string, Running> running_;
   std::map<std::string, std::chrono::steady_clock::time_point> not_before_;
   std::map<std::string, int> memory_waits_;  // how often in a row a job found its memory taken
-  std::string waiting_for_memory_;  // the job that was last said to wait
+  std::string waiting_for_memory_;           // the job that was last said to wait
   std::string problem_;
   std::map<std::string, Held> held_;      // the loop's own: how long a held job waits before the next look
   std::vector<std::string> held_forget_;  // ended: to be dropped from it

@@ -34,6 +34,7 @@ struct ServiceContext {
   Admission* admission = nullptr;
   BlobStore* blobs = nullptr;
   Executor* quick = nullptr;         // the store and files: never waits for a worker
+  Executor* streams = nullptr;       // what feeds server streams: many watchers delay no other call
   Executor* slow = nullptr;          // plans, validations, inspections
   Executor* sessions = nullptr;      // generation
   const Doorman* doorman = nullptr;  // null: everybody is an admin (tests without sockets)
