@@ -24,7 +24,7 @@ constexpr Card kCards[] = {
     {"h100", 81559, 786e12, 3004e9, 54e9, 80},     // measured
     {"h200", 143771, 790e12, 4273e9, 54.5e9, 80},  // measured
 };
-constexpr double kForwardShare = 0.55, kBackwardShare = 0.4;
+constexpr double kForwardShare = 0.65, kBackwardShare = 0.5;
 constexpr double kLaunchSeconds = 2.5e-6;
 
 }  // namespace
@@ -45,6 +45,7 @@ absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_
       target.rates.copy_bytes = row.copy_bytes;
       target.rates.link_bytes = row.link_bytes;
       target.rates.half_rate_tiles = row.half_rate_tiles;
+      target.rates.half_rate_length = kHalfRateLength;
       target.rates.launch_seconds = kLaunchSeconds;
       return target;
     }

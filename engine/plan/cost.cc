@@ -38,8 +38,7 @@ StepCost operator*(double factor, StepCost a) { return a *= factor; }
 StepCost CostOf(const DryCounts& counts, const Rates& rates) {
   StepCost cost;
   cost.gemm = counts.gemm_flops / rates.gemm_flops;
-  cost.attention = (counts.attention_flops - counts.attention_backward_flops) / rates.attention_forward_flops +
-                   counts.attention_backward_flops / rates.attention_backward_flops;
+  cost.attention = counts.attention_seconds;
   cost.decode = counts.decode_bytes / rates.copy_bytes;
   cost.head = counts.head_bytes / rates.copy_bytes;
   cost.optimizer = counts.optimizer_bytes / rates.copy_bytes;

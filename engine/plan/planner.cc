@@ -60,7 +60,7 @@ std::string Shape(const v1::Plan& plan) {
   if (plan.mlp_chunk_rows() > 0) text += StrCat(", ", plan.mlp_chunk_rows(), " rows of the gated unit");
   if (plan.decoded_layers() > 0) text += StrCat(", keeps ", plan.decoded_layers(), " layers decoded");
   if (plan.embedding_on_host()) text += ", keeps the embedding on the host";
-  if (plan.offload_inputs()) text += ", lets layers' inputs wait on the host";
+  if (plan.offload_inputs()) text += ", lets what layers keep wait on the host";
   return text;
 }
 
@@ -101,6 +101,7 @@ absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1:
   options.decoder.recompute = std::move(recompute.levels);
   options.decoder.decode_apart = recompute.decode_apart;
   options.decoder.offload_inputs = plan.offload_inputs();
+  options.decoder.offload_from = OffloadFrom(options.decoder.recompute);
   options.decoder.head_chunk_rows = plan.head_chunk_rows();
   options.decoder.mlp_chunk_rows = plan.mlp_chunk_rows();
   options.decoder.row_multiple = std::max<int64_t>(1, plan.row_multiple());

@@ -20,7 +20,7 @@ using Clock = std::chrono::steady_clock;
 constexpr uint64_t kBytes = uint64_t{288} << 20;
 constexpr uint64_t kPinnedBytes = uint64_t{64} << 20;
 constexpr double kCudaLaunchSeconds = 2.5e-6;
-constexpr int kVersion = 3;  // of the file
+constexpr int kVersion = 4;  // of the file
 
 // The best of three rounds of `count` runs, seconds each.
 double Time(Ops& ops, int count, const std::function<void()>& work) {
@@ -89,8 +89,10 @@ void MeasureAttention(Ops& ops, Arena arena, Rates& rates) {
   const double backward = Time(ops, 4, [&] {
     ops.AttentionBackward(c.d_out, c.q, c.k, c.v, c.out, c.lse, c.view(), c.shape, c.delta, c.dq, c.dk, c.dv);
   });
-  rates.attention_forward_flops = 4 * AttentionCase::kHeadDim * c.pairs() / forward;
-  rates.attention_backward_flops = 10 * AttentionCase::kHeadDim * c.pairs() / backward;
+  rates.half_rate_length = kHalfRateLength;
+  const double to_long = 1 + kHalfRateLength / AttentionCase::kDocument;
+  rates.attention_forward_flops = to_long * 4 * AttentionCase::kHeadDim * c.pairs() / forward;
+  rates.attention_backward_flops = to_long * 10 * AttentionCase::kHeadDim * c.pairs() / backward;
 }
 
 std::string FileOf(const Backend& backend, const std::string& folder) {
@@ -108,6 +110,7 @@ void VisitRates(Rates& rates, const Visit& visit) {
   visit("copy_bytes", rates.copy_bytes);
   visit("link_bytes", rates.link_bytes);
   visit("half_rate_tiles", rates.half_rate_tiles);
+  visit("half_rate_length", rates.half_rate_length);
   visit("launch_seconds", rates.launch_seconds);
 }
 
@@ -141,7 +144,14 @@ v1::PlanRates ToProto(const Rates& rates) {
   return out;
 }
 
-DryRates ToDryRates(const Rates& rates) { return {rates.gemm_flops, rates.copy_bytes, rates.half_rate_tiles}; }
+DryRates ToDryRates(const Rates& rates) {
+  return {rates.gemm_flops,
+          rates.copy_bytes,
+          rates.half_rate_tiles,
+          rates.attention_forward_flops,
+          rates.attention_backward_flops,
+          rates.half_rate_length};
+}
 
 absl::StatusOr<Rates> MeasureRates(Backend& backend) {
   Ops& ops = backend.ops();

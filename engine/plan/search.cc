@@ -20,7 +20,18 @@ constexpr uint32_t kLargestLaunch = 32768;
 constexpr double kNear = 1.03;  // "within 3% of the fastest"
 
 bool KeepsGateUp(int level) { return kRecomputeLevels[level] <= Recompute::kActivation; }
-bool Offloads(int level) { return kRecomputeLevels[level] >= Recompute::kBlock; }
+bool Offloads(int level) { return kRecomputeLevels[level] != Recompute::kNone; }
+// Of two kinds of layers, whether the first waits on the host too where the last does (OffloadFrom).
+bool OffloadsBoth(int first, int last) { return first == last || kRecomputeLevels[first] >= Recompute::kBlock; }
+
+// Transfers run beside the work: what is kept leaves beside the forward pass, about a third of a step, and comes back
+// beside the backward one.
+double SecondsOf(const StepCost& cost) {
+  StepCost alone = cost;
+  alone.transfer = 0;
+  const double computing = alone.seconds(), one_way = cost.transfer / 2;
+  return computing + std::max(0.0, one_way - 0.3 * computing) + std::max(0.0, one_way - 0.6 * computing);
+}
 
 // Few shapes of products where a card chooses an algorithm for each; more would cost null rows.
 int64_t RowMultiple(BackendKind backend, int64_t tokens) {
@@ -152,6 +163,7 @@ Search::Size Search::Measure(uint32_t micro_batch_tokens) const {
     DecoderOptions out;
     out.recompute.assign(layers_, kRecomputeLevels[level]);
     out.offload_inputs = offload;
+    out.offload_from = OffloadFrom(out.recompute);
     out.head_chunk_rows = head;
     out.mlp_chunk_rows = pieces.mlp_chunk;
     out.decode_apart = pieces.decode_apart;
@@ -226,15 +238,18 @@ void Search::ForEach(const Size& size, const Visit& visit) const {
         for (int b = a; b < kLevels; ++b) {
           if (offload && !Offloads(b)) continue;
           if (variant.pieces.mlp_chunk != 0 && KeepsGateUp(b) && size.base.forward_limits().tokens() == 0) continue;
-          const LaunchUse &first = variant.train[a][offload], &last = variant.train[b][offload];
+          const bool first_offload = offload && OffloadsBoth(a, b);
+          const LaunchUse &first = variant.train[a][first_offload], &last = variant.train[b][offload];
           pick.first_level = a;
           pick.last_level = b;
           // Uniform plans are those with a == b; a split leaves both kinds at least one layer.
           for (int64_t split = a == b ? trained : 1; split <= (a == b ? trained : trained - 1); ++split) {
             pick.split = split;
             const double share = static_cast<double>(split) / static_cast<double>(trained);
-            const double saved =
-                share * static_cast<double>(first.saved) + (1 - share) * static_cast<double>(last.saved);
+            // Buffers that layers on the host share do not shrink with their number.
+            const auto first_saved = static_cast<double>(first.saved), last_saved = static_cast<double>(last.saved);
+            const double saved = first_offload ? std::max(first_saved, last_saved)
+                                               : share * first_saved + (offload ? 1 : 1 - share) * last_saved;
             const double pinned =
                 share * static_cast<double>(first.pinned) + (1 - share) * static_cast<double>(last.pinned);
             const uint64_t scratch = std::max({first.scratch, last.scratch, variant.forward.scratch});
@@ -254,7 +269,7 @@ void Search::ForEach(const Size& size, const Visit& visit) const {
               for (const Size::HeadChunk& head : size.heads) {
                 pick.head = &head;
                 pick.bytes = beside + std::max(scratch, head.scratch);
-                pick.seconds = (cost + head.more).seconds();
+                pick.seconds = SecondsOf(cost + head.more);
                 visit(pick);
               }
             }
@@ -272,6 +287,14 @@ Found Search::Describe(const Pick& pick) const {
   found.step_seconds = pick.seconds;
   std::vector<Recompute> levels(layers_, kRecomputeLevels[pick.last_level]);
   std::fill(levels.begin(), levels.begin() + first_ + pick.split, kRecomputeLevels[pick.first_level]);
+  if (pick.offload && !OffloadsBoth(pick.first_level, pick.last_level)) {
+    // Layers on the host evenly among the others, which are what their transfers run beside.
+    const int64_t trained = layers_ - first_;
+    for (int64_t i = 0; i < trained; ++i) {
+      const bool stays = (i + 1) * pick.split / trained > i * pick.split / trained;
+      levels[first_ + i] = kRecomputeLevels[stays ? pick.first_level : pick.last_level];
+    }
+  }
   found.plan.set_recompute(RecomputeText(levels, pick.variant->pieces.decode_apart));
   found.plan.set_offload_inputs(pick.offload);
   found.plan.set_embedding_on_host(pick.placement->embedding_on_host);

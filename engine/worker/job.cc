@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "engine/data/report.h"
 #include "engine/plan/cards.h"
@@ -177,6 +178,13 @@ absl::StatusOr<PlanTarget> TargetOf(Backend& backend, const PlanJobOptions& opti
   target.free_bytes = backend.FreeBytes() + opened;
   if (cuda) target.pinned_limit = AvailableHostBytes() / 2;
   HONE_ASSIGN_OR_RETURN(target.rates, RatesOf(backend, options.cache_folder));
+  if (cuda) return target;
+  const double threads =
+      options.threads > 0 ? options.threads : static_cast<double>(std::max(1u, std::thread::hardware_concurrency()));
+  for (double* rate :
+       {&target.rates.gemm_flops, &target.rates.attention_forward_flops, &target.rates.attention_backward_flops}) {
+    *rate *= threads;  // given for one
+  }
   return target;
 }
 

@@ -37,6 +37,15 @@ double AttentionPairs(const Segments& segments, const AttentionShape& shape) {
   return pairs * static_cast<double>(shape.heads);
 }
 
+// Short documents count for more: as many pairs as would take as long in a long one.
+double EffectivePairs(const Segments& segments, const AttentionShape& shape, double half_rate_length) {
+  double pairs = 0;
+  for (const Segment& s : segments.host) {
+    pairs += VisiblePairs(s, shape.window) * (1 + half_rate_length / (static_cast<double>(s.prefix_len) + s.kv_len));
+  }
+  return pairs * static_cast<double>(shape.heads);
+}
+
 class DryOpsImpl final : public DryOps {
  public:
   DryOpsImpl(BackendKind imitated, DType act, const DryRates& rates) : imitated_(imitated), act_(act), rates_(rates) {}
@@ -148,15 +157,13 @@ class DryOpsImpl final : public DryOps {
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
                  Tensor lse) override {
     checks::Attention(q, k, v, segments, shape, out, lse, act_);
-    counts_.attention_flops += 4 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
+    CountAttention(4, rates_.attention_forward_flops, segments, shape);
     ++counts_.launches;
   }
   void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
                          const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv) override {
     checks::AttentionBackward(d_out, q, k, v, out, lse, segments, shape, delta, dq, dk, dv, act_);
-    const double flops = 10 * static_cast<double>(shape.head_dim) * AttentionPairs(segments, shape);
-    counts_.attention_flops += flops;
-    counts_.attention_backward_flops += flops;
+    counts_.attention_backward_flops += CountAttention(10, rates_.attention_backward_flops, segments, shape);
     ++counts_.launches;
   }
 
@@ -195,6 +202,15 @@ class DryOpsImpl final : public DryOps {
   void Count(double bytes, double& kind) {
     kind += bytes;
     Count(bytes);
+  }
+
+  // Returns the operations.
+  double CountAttention(double per_pair, double rate, const Segments& segments, const AttentionShape& shape) {
+    const double each = per_pair * static_cast<double>(shape.head_dim);
+    const double flops = each * AttentionPairs(segments, shape);
+    counts_.attention_flops += flops;
+    if (rate > 0) counts_.attention_seconds += each * EffectivePairs(segments, shape, rates_.half_rate_length) / rate;
+    return flops;
   }
 
   void CountProduct(int64_t m, int64_t n, int64_t k, double bytes) {
