@@ -24,15 +24,6 @@ bool Offloads(int level) { return kRecomputeLevels[level] != Recompute::kNone; }
 // Of two kinds of layers, whether the first waits on the host too where the last does (OffloadFrom).
 bool OffloadsBoth(int first, int last) { return first == last || kRecomputeLevels[first] >= Recompute::kBlock; }
 
-// Transfers run beside the work: what is kept leaves beside the forward pass, about a third of a step, and comes back
-// beside the backward one.
-double SecondsOf(const StepCost& cost) {
-  StepCost alone = cost;
-  alone.transfer = 0;
-  const double computing = alone.seconds(), one_way = cost.transfer / 2;
-  return computing + std::max(0.0, one_way - 0.3 * computing) + std::max(0.0, one_way - 0.6 * computing);
-}
-
 // Few shapes of products where a card chooses an algorithm for each; more would cost null rows.
 int64_t RowMultiple(BackendKind backend, int64_t tokens) {
   if (backend != BackendKind::kCuda) return 1;
@@ -269,7 +260,7 @@ void Search::ForEach(const Size& size, const Visit& visit) const {
               for (const Size::HeadChunk& head : size.heads) {
                 pick.head = &head;
                 pick.bytes = beside + std::max(scratch, head.scratch);
-                pick.seconds = SecondsOf(cost + head.more);
+                pick.seconds = (cost + head.more).seconds();
                 visit(pick);
               }
             }
