@@ -60,7 +60,14 @@ absl::StatusOr<std::unique_ptr<InferenceSession>> InferenceSession::Open(Backend
   dry.adapter.AllocateTensor(DType::kF32, 1, elements);
   v1::PlanBytes bytes = dry.HighWater();
   HONE_ASSIGN_OR_RETURN(session->arenas_, ArenaSet::Reserve(backend, bytes));
-  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, quantization, ops, session->arenas_.weights));
+  ModelPlacement placement;
+  placement.quantization = quantization;
+  HONE_ASSIGN_OR_RETURN(session->model_, Model::Load(files, placement, ops,
+                                                     {.weights = &session->arenas_.weights,
+                                                      .pinned = nullptr,
+                                                      .staging = nullptr,
+                                                      .ring = session->arenas_.LoadRing()}));
+  session->arenas_.load_ring.reset();
   if (adapter != nullptr) {
     session->lora_.layout = &session->layout_;
     session->lora_.values = session->arenas_.adapter.AllocateTensor(DType::kF32, 1, elements);
