@@ -28,6 +28,7 @@ std::string PositionalKind(const CLI::App& app) {
     const std::string& name = option->get_name(true);
     if (name == "JOB") return "job";
     if (name == "NAME") return "model";
+    if (name == "CONTEXT") return "context";
     if (name == "FILE" || name == "PATH") return "file";
     if (name == "SHELL") return "shell";
   }
@@ -82,13 +83,16 @@ std::string ShellFunction(const std::vector<Row>& rows, bool zsh) {
   const std::string files = zsh ? "_files" : "COMPREPLY=($(compgen -f -- \"$cur\"))";
   const std::string jobs = offer("$(hone ls -o name --limit 200 2>/dev/null)");
   const std::string models = offer("$(hone models ls -o name 2>/dev/null)");
+  const std::string contexts = offer("$(hone config ls -o name 2>/dev/null)");
   std::string out = StrCat("_hone() {\n  local cur=\"${", words, "[", current, "]}\" prev=\"${", words, "[", current,
                            "-1]}\" where=\"\" i next\n");
   out += StrCat("  for ((i = ", first, "; i < ", current, "; i++)); do\n    next=\"${where:+$where }${", words,
                 "[i]}\"\n    case \"$next\" in\n      ", Paths(rows), ") where=\"$next\" ;;\n    esac\n  done\n");
   if (!zsh) out += "  compopt -o filenames 2>/dev/null\n";
   out += "  case \"$prev\" in\n";
-  out += StrCat("    --job) ", jobs, "; return ;;\n    --model) ", models, "; return ;;\n");
+  out += StrCat("    --job|--after|--from|--before|--behind) ", jobs, "; return ;;\n    --model) ", models,
+                "; return ;;\n    --context) ", contexts, "; return ;;\n    --for) ",
+                offer("ended rest running paused held succeeded"), "; return ;;\n");
   out += StrCat("    -o|--format) ", offer("text json name"), "; return ;;\n");
   out += StrCat("    --file|--output|--socket|--state-dir|--program|--resolve) ", files, "; return ;;\n  esac\n");
   out += "  case \"$where\" in\n";
@@ -96,6 +100,7 @@ std::string ShellFunction(const std::vector<Row>& rows, bool zsh) {
     std::string action = offer(Join(row.commands.empty() ? row.flags : row.commands));
     if (row.positional == "job") action = jobs;
     if (row.positional == "model") action = models;
+    if (row.positional == "context") action = contexts;
     if (row.positional == "file") action = files;
     if (row.positional == "shell") action = offer("bash zsh fish");
     out += StrCat("    \"", row.path, "\")\n      if [[ \"$cur\" == -* ]]; then ", offer(Join(row.flags)), "; else ",
@@ -123,7 +128,7 @@ void FishCommand(const CLI::App& app, const std::string& condition, std::string&
         StrCat(condition.empty() ? "" : condition + "; and ", "__fish_seen_subcommand_from ", child->get_name());
     for (const CLI::Option* option : child->get_options()) {
       for (const std::string& name : option->get_lnames()) {
-        const bool job = name == "job";
+        const bool job = name == "job" || name == "after" || name == "before" || name == "behind";
         out += StrCat("complete -c hone -n ", FishQuoted(seen), " -l ", name,
                       option->get_expected_max() > 0 ? " -r" : "", " -d ", FishQuoted(option->get_description()),
                       job ? " -f -a '(hone ls -o name 2>/dev/null)'" : "", "\n");
@@ -132,6 +137,8 @@ void FishCommand(const CLI::App& app, const std::string& condition, std::string&
     const std::string kind = PositionalKind(*child);
     if (kind == "job")
       out += StrCat("complete -c hone -f -n ", FishQuoted(seen), " -a '(hone ls -o name 2>/dev/null)'\n");
+    if (kind == "context")
+      out += StrCat("complete -c hone -f -n ", FishQuoted(seen), " -a '(hone config ls -o name 2>/dev/null)'\n");
     if (kind == "model")
       out += StrCat("complete -c hone -f -n ", FishQuoted(seen), " -a '(hone models ls -o name 2>/dev/null)'\n");
     if (kind == "file") out += StrCat("complete -c hone -F -n ", FishQuoted(seen), "\n");

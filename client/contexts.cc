@@ -102,6 +102,10 @@ absl::StatusOr<Target> CheckTarget(const Environment& environment, const Target&
 
 int RunConfigList(Context& context) {
   HONE_TRY(const Contexts contexts, LoadContexts(context.environment));
+  if (context.format == "name") {
+    for (const auto& [name, target] : contexts.all) Out(name + "\n");
+    return kExitOk;
+  }
   if (context.json()) {
     for (const auto& [name, target] : contexts.all) {
       Json json = {{"name", name}, {"current", name == contexts.current}};
