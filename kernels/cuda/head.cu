@@ -165,16 +165,22 @@ template <int V, typename T, bool kSoftcap>
 void Launch(Tensor logits, Tensor targets, Transform<kSoftcap, T> transform, LogProbMode mode, Tensor log_probs,
             cudaStream_t stream) {
   const int width = static_cast<int>(logits.cols);  // a vocabulary: far below 2^31
+  // Both modes give a thread the same elements in the same order, so that log p has the same bits: what is cached ends
+  // at a whole number of strides.
+  const int shared = SharedBytes(), row = width * static_cast<int>(sizeof(T));
+  const bool half = row <= shared / 2 - 1024;
   if (mode == LogProbMode::kLogProbOnly) {
-    LogProbKernel<V, false, kMostThreads, kSoftcap, T><<<static_cast<unsigned>(logits.rows), kMostThreads, 0, stream>>>(
+    const auto kernel = half ? LogProbKernel<V, false, kMostThreads / 2, kSoftcap, T>
+                             : LogProbKernel<V, false, kMostThreads, kSoftcap, T>;
+    kernel<<<static_cast<unsigned>(logits.rows), half ? kMostThreads / 2 : kMostThreads, 0, stream>>>(
         View<T>(logits), width, 0, targets.as<int32_t>(), transform, log_probs.as<float>());
     return;
   }
-  const int shared = SharedBytes(), row = width * static_cast<int>(sizeof(T));
-  if (row <= shared / 2 - 1024) {
+  if (half) {
     LaunchGradient<V, kMostThreads / 2, T>(logits, targets, transform, width, log_probs, stream);
   } else {
-    const int cached = std::min(width, shared / static_cast<int>(sizeof(T)) / 8 * 8);
+    constexpr int kStride = kMostThreads * V;
+    const int cached = std::min(width, shared / static_cast<int>(sizeof(T)) / kStride * kStride);
     LaunchGradient<V, kMostThreads, T>(logits, targets, transform, cached, log_probs, stream);
   }
 }

@@ -425,6 +425,39 @@ void CheckModel(Report& report, const Subject& subject, Backend& cpu, Backend& f
   CheckSharedPrompt(report, prefix, bf16, subject);
 }
 
+// Log-probabilities alone and on the way to a gradient, for vocabularies that fit in a block's shared memory or do not:
+// the reference is computed one way, the policy the other, and KTO's first rewards are the difference.
+void CheckLogProbModes(Report& report, Backend& backend, const std::string& name) {
+  if (!report.Wanted(name)) return;
+  constexpr int64_t kRows = 16;
+  Ops& ops = backend.ops();
+  for (const int64_t vocabulary : {1000, 32000, 50257, 128256, 151936, 262144}) {
+    const auto block = *backend.Reserve(uint64_t{64} << 20);
+    Arena arena("log p", block->data(), block->size());
+    std::mt19937 random(static_cast<unsigned>(vocabulary));
+    std::normal_distribution<float> normal(0, 2);
+    std::vector<float> host(kRows * vocabulary);
+    for (float& x : host) x = normal(random);
+    std::vector<int32_t> ids(kRows);
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % static_cast<unsigned>(vocabulary));
+    const Tensor wide = arena.AllocateTensor(DType::kF32, kRows, vocabulary);
+    const Tensor logits = arena.AllocateTensor(ops.activation_dtype(), kRows, vocabulary);
+    const Tensor targets = arena.AllocateTensor(DType::kI32, 1, kRows);
+    const Tensor out = arena.AllocateTensor(DType::kF32, 1, kRows);
+    ops.Upload(host.data(), wide);
+    ops.Upload(ids.data(), targets);
+    std::vector<float> log_probs[2];
+    for (const LogProbMode mode : {LogProbMode::kLogProbOnly, LogProbMode::kUnitGradient}) {
+      std::vector<float>& values = log_probs[mode == LogProbMode::kUnitGradient];
+      values.resize(kRows);
+      ops.Copy(wide, logits);
+      ops.LogProb(logits, targets, {}, mode, out);
+      ops.Download(out, values.data());
+    }
+    CheckSame(report, StrCat(name, "/vocabulary ", vocabulary), log_probs[0], log_probs[1]);
+  }
+}
+
 // --- Whole jobs ------------------------------------------------------------------------------------------------------
 
 class Recorded : public TrainEvents {
@@ -558,6 +591,8 @@ int Run(const std::string& golden, const std::string& part) {
   Report report(part);
   const std::string scratch = StrCat(fs::temp_directory_path().string(), "/hone-cuda-model-", ::getpid());
   fs::create_directories(scratch);
+  CheckLogProbModes(report, **f32, "log p modes/fp32");
+  CheckLogProbModes(report, *bf16, "log p modes/bf16");
   std::vector<std::string> folders;
   for (const auto& entry : fs::directory_iterator(golden + "/model")) {
     if (fs::exists(entry.path() / "expected.json")) folders.push_back(entry.path().string());
