@@ -190,8 +190,10 @@ int RunSubmit(Context& context, const SubmitOptions& options) {
     Out(StrCat(job->id(), "\n"));
   }
   if (!options.watch) {
-    Note(context, StrCat("Job ", job->id(), " (", Printable(job->display_name()), ") is ",
-                         StateText(job->state(), false), ". Watch it: hone watch ", job->id()));
+    const bool held = job->state() == v1::HELD;
+    Note(context,
+         StrCat("Job ", job->id(), " (", Printable(job->display_name()), ") is ", StateText(job->state(), false),
+                held ? ". Let it go: hone release " : ". Watch it: hone watch ", job->id()));
     return kExitOk;
   }
   return WatchJob(context, *client, job->id(),
