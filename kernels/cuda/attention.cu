@@ -25,6 +25,7 @@ Problem Describe(const Segments& segments, const AttentionShape& shape) {
   p.count = static_cast<int>(segments.host.size());
   p.heads = static_cast<int>(shape.heads);
   p.group = static_cast<int>(shape.heads / shape.kv_heads);
+  p.pack = p.group % 4 == 0 ? 4 : p.group % 2 == 0 ? 2 : 1;
   p.head_dim = static_cast<int>(shape.head_dim);
   p.window = shape.window == 0 || shape.window > mma::kNoWindow ? mma::kNoWindow : static_cast<int>(shape.window);
   p.scale = shape.scale;

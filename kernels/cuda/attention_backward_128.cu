@@ -14,8 +14,8 @@ void RunQueryGradient<128>(const BackwardArgs& args, HostSegments host, Attentio
 template <>
 void RunKeyGradient<128>(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream) {
   if (profile == AttentionProfile::kLarge)
-    return LaunchKeyGradient<KeyGradientTiles<128, 2, 4, 32, 1>>(args, host, stream);
-  LaunchKeyGradient<KeyGradientTiles<128, 1, 4, 32, 1>>(args, host, stream);
+    return LaunchKeyGradient<KeyGradientTiles<128, 2, 4, 32, 1, 1>>(args, host, stream);
+  LaunchKeyGradient<KeyGradientTiles<128, 1, 4, 32, 1, 1>>(args, host, stream);
 }
 
 }  // namespace hone::cuda::mma

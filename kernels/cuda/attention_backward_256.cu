@@ -13,7 +13,7 @@ void RunQueryGradient<256>(const BackwardArgs& args, HostSegments host, Attentio
 template <>
 void RunKeyGradient<256>(const BackwardArgs& args, HostSegments host, AttentionProfile /* profile */,
                          cudaStream_t stream) {
-  LaunchKeyGradient<KeyGradientTiles<256, 1, 2, 16, 1>>(args, host, stream);  // 90 KiB: for every card
+  LaunchKeyGradient<KeyGradientTiles<256, 1, 2, 16, 1, 1>>(args, host, stream);  // 90 KiB: for every card
 }
 
 }  // namespace hone::cuda::mma

@@ -50,18 +50,17 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
   View<bf16> heads = args.q;
   heads.data = args.q.At(s.q0, kv_head * problem.group * problem.head_dim);
   heads.pitch = problem.head_dim;
-  LoadTile<D, 16, C::kThreads>(q_tile, heads, 0, problem.head_dim, problem.group, [](int r) { return r; });
-  const auto row_of = [&](int r) { return s.KeyRow(key + r); };
-  LoadTile<D, C::Keys, C::kThreads>(k_tile, args.k, kv_head * problem.head_dim, problem.head_dim, s.keys - key, row_of);
+  LoadRows<D, 16, C::kThreads>(q_tile, heads, 0, problem.head_dim, 0, problem.group);
+  LoadKeys<D, C::Keys, C::kThreads>(k_tile, args.k, kv_head * problem.head_dim, problem.head_dim, s, key);
   CommitCopies();
-  LoadTile<D, C::Keys, C::kThreads>(v_tile, args.v, kv_head * problem.head_dim, problem.head_dim, s.keys - key, row_of);
+  LoadKeys<D, C::Keys, C::kThreads>(v_tile, args.v, kv_head * problem.head_dim, problem.head_dim, s, key);
   CommitCopies();
   WaitCopies<1>();
   __syncthreads();
 
   const int own = warp * C::kWarpKeys;
   float scores[1][kN][4] = {}, acc[1][D / 8][4] = {};
-  MultiplyRows<1, kN / 2, D / 16, D>(scores, RowsAddress<D>(q_tile, 0), 0, ColumnsAddress<D>(k_tile, own), Always{});
+  MultiplyRows<1, kN / 2, D / 16, D>(scores, RowsAddress<D>(q_tile, 0), ColumnsAddress<D>(k_tile, own));
   if (problem.cap_scale > 0) Cap(scores, problem.cap_scale);
     // Every row is the same query, at position keys - 1.
 #pragma unroll
@@ -78,7 +77,7 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
   PackScores(scores, p);
   WaitCopies<0>();
   __syncthreads();
-  MultiplyInto<1, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, own), Always{});
+  MultiplyInto<1, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, own));
   __syncthreads();
 
   // The warps' parts, joined in ascending order of keys.
@@ -169,7 +168,7 @@ int LaunchDecode(DecodeArgs args, HostSegments host, int64_t partial_floats, cud
     }
     args.problem.segments = segments + begin;
     args.problem.count = static_cast<int>(end - begin);
-    args.problem.levels = 0;
+    args.problem.classes = 0;
     LaunchTiles(
         DecodePart<C>, args, host.subspan(begin, end - begin), kv_heads,
         [=](const Segment& s) { return make_int2(0, DecodeSplits(s, C::Keys, decode_most)); }, C::kThreads,

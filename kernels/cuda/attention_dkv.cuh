@@ -13,10 +13,12 @@
 
 namespace hone::cuda::mma {
 
-template <int kD, int kMT, int kPairs, int kQueries, int kBlocksPerSm>
+// A tile of queries is loaded at once; a warp takes it in kParts.
+template <int kD, int kMT, int kPairs, int kQueries, int kParts, int kBlocksPerSm>
 struct KeyGradientTiles {
-  static constexpr int D = kD, MT = kMT, Pairs = kPairs, Queries = kQueries, BlocksPerSm = kBlocksPerSm;
-  static constexpr int kThreads = Pairs * 64, kRows = Pairs * MT * 16;
+  static constexpr int D = kD, MT = kMT, Pairs = kPairs, Queries = kQueries, Parts = kParts, BlocksPerSm = kBlocksPerSm;
+  static constexpr int PartQueries = Queries / Parts;
+  static constexpr int kThreads = Pairs * 64, kPairRows = MT * 16, kRows = Pairs * kPairRows;
   static constexpr int kOwnBytes = Tile<D>::Bytes(kRows), kTileBytes = Tile<D>::Bytes(Queries);
   // How many tiles are held at once: q from two before the first warp's to one after, d_out and statistics from one.
   static constexpr int kQStages = 4, kOutStages = 3, kExchanges = 2;
@@ -29,12 +31,14 @@ struct KeyGradientTiles {
 // A block's rows as keys of one segment: row r (lo <= r < hi) stands where query r + shift does.
 struct OwnKeys {
   int shift, lo, hi, window;
-  // Whether none, or all, of the queries [query, query + queries) see the rows [row, row + 16).
-  __device__ bool None(int row, int query, int queries) const {
-    return row + shift > query + queries - 1 || row + 15 + shift <= query - window || row >= hi || row + 16 <= lo;
+  // Whether none, or all, of the queries [query, query + queries) see the rows [row, row + rows).
+  __device__ bool None(int row, int rows, int query, int queries) const {
+    return row + shift > query + queries - 1 || row + rows - 1 + shift <= query - window || row >= hi ||
+           row + rows <= lo;
   }
-  __device__ bool All(int row, int query, int queries) const {
-    return row + 15 + shift <= query && row + shift > query + queries - 1 - window && row >= lo && row + 16 <= hi;
+  __device__ bool All(int row, int rows, int query, int queries) const {
+    return row + rows - 1 + shift <= query && row + shift > query + queries - 1 - window && row >= lo &&
+           row + rows <= hi;
   }
   __device__ bool Sees(int query, int r) const {
     return r + shift <= query && r + shift > query - window && r >= lo && r < hi;
@@ -66,7 +70,7 @@ __device__ inline void AllBarrier() {
 template <typename C>
 class KeyGradientBlock {
  public:
-  static constexpr int D = C::D, MT = C::MT, kN = C::Queries / 8;
+  static constexpr int D = C::D, MT = C::MT, kN = C::PartQueries / 8;
   using Fragments = uint32_t[MT][kN / 2][4];  // A: MT x 16 keys, columns queries
   __device__ KeyGradientBlock(const BackwardArgs& args, uint32_t shared, int kv_head)
       : args_(args), problem_(args.problem), kv_head_(kv_head), k_tile_(shared) {}
@@ -95,9 +99,8 @@ class KeyGradientBlock {
  private:
   __device__ void LoadOwn(int row0, int count) {
     const int kv_col = kv_head_ * problem_.head_dim;
-    const auto row_of = [&](int r) { return row0 + r; };
-    LoadTile<D, C::kRows, C::kThreads>(k_tile_, args_.k, kv_col, problem_.head_dim, count, row_of);
-    LoadTile<D, C::kRows, C::kThreads>(v_tile(), args_.v, kv_col, problem_.head_dim, count, row_of);
+    LoadRows<D, C::kRows, C::kThreads>(k_tile_, args_.k, kv_col, problem_.head_dim, row0, count);
+    LoadRows<D, C::kRows, C::kThreads>(v_tile(), args_.v, kv_col, problem_.head_dim, row0, count);
   }
 
   // Adds what one segment gives, to dv in the first warp of a pair, to dk in the second. (Two loops, not one with a
@@ -108,12 +111,13 @@ class KeyGradientBlock {
     const int end = min(q_len, own.hi - 1 + own.shift + own.window);
     if (begin >= end) return;
     const int steps = (end - begin + C::Queries - 1) / C::Queries * problem_.group;
-    const LaneAddress<D> own_rows = RowsAddress<D>(kFirst ? k_tile_ : v_tile(), own_row(0));
+    const LaneAddress<D> own_rows = RowsAddress<D>(kFirst ? k_tile_ : v_tile(), own_row());
     int next = begin, head = kv_head_ * problem_.group;  // what is loaded next
     AllBarrier<C::kThreads>();                           // the segment before this one is done with the tiles
     Load(q0, q_len, next, head, 0);
     Fragments ds;
-    int ds_query = begin, query = begin;  // the first queries of ds, and of this step's tile
+    bool pending = false;  // whether ds holds something
+    int query = begin;     // of this step's tile
     for (int step = 0; step <= steps; ++step) {
       WaitCopies<0>();
       AllBarrier<C::kThreads>();
@@ -122,27 +126,25 @@ class KeyGradientBlock {
         if (next >= end) next = begin, ++head;
         Load(q0, q_len, next, head, step + 1);
       }
-      if constexpr (kFirst) {
-        if (step == steps || None(own, query)) {
-        } else if (All(own, query)) {
-          ValueStep<false>(own_rows, step, query, own, acc);
+      if (kFirst ? step == steps : step == 0) continue;
+#pragma unroll 1
+      for (int part = 0; part < C::Parts; ++part) {
+        const int first = query + part * C::PartQueries;
+        const Sight sight = SightOf(own, first);
+        if constexpr (kFirst) {
+          if (sight == Sight::kAll) ValueStep<false>(own_rows, step, part, first, own, acc);
+          if (sight == Sight::kSome) ValueStep<true>(own_rows, step, part, first, own, acc);
         } else {
-          ValueStep<true>(own_rows, step, query, own, acc);
-        }
-      } else {
-        if (step == 0) continue;
-        if (step > 1 && !None(own, ds_query)) KeyStep(acc, ds, step - 2, ds_query, own);
-        if (None(own, query)) {
-        } else if (All(own, query)) {
-          ScoreStep<false>(own_rows, step - 1, query, own, ds);
-        } else {
-          ScoreStep<true>(own_rows, step - 1, query, own, ds);
+          // The part before this one, in this tile or in the one before it.
+          if (pending) KeyStep(acc, ds, part > 0 ? step - 1 : step - 2, part > 0 ? part - 1 : C::Parts - 1);
+          if (sight == Sight::kAll) ScoreStep<false>(own_rows, step - 1, part, first, own, ds);
+          if (sight == Sight::kSome) ScoreStep<true>(own_rows, step - 1, part, first, own, ds);
+          pending = sight != Sight::kNone;
         }
       }
-      ds_query = query;
       query = query + C::Queries < end ? query + C::Queries : begin;
     }
-    if (!kFirst && !None(own, ds_query)) KeyStep(acc, ds, steps - 1, ds_query, own);
+    if (!kFirst && pending) KeyStep(acc, ds, steps - 1, C::Parts - 1);
   }
 
   template <bool kFirst>
@@ -152,18 +154,17 @@ class KeyGradientBlock {
     for (int m = 0; m < MT; ++m) factor[m][0] = factor[m][1] = kFirst ? 1.0f : problem_.scale;
     // Over the rows of k (or v) that only this warp has read.
     StoreRows<D, MT>(kFirst ? k_tile_ : v_tile(), acc, factor, kFirst ? args_.dv : args_.dk, row0, count,
-                     kv_head_ * problem_.head_dim, problem_.head_dim, [](int m) { return own_row(m); });
+                     kv_head_ * problem_.head_dim, problem_.head_dim, own_row());
   }
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ static int pair() { return static_cast<int>(threadIdx.x) / 32 % C::Pairs; }
-  __device__ static int own_row(int m) { return RowOfWarp<MT, C::Pairs>(pair(), m); }
-  __device__ static uint32_t own_stride() { return (own_row(MT - 1) - own_row(0)) * Tile<D>::kRowBytes; }
-  __device__ static bool None(const OwnKeys& own, int query) {
-    return own.None(own_row(0), query, C::Queries) && own.None(own_row(MT - 1), query, C::Queries);
-  }
-  __device__ static bool All(const OwnKeys& own, int query) {
-    return own.All(own_row(0), query, C::Queries) && own.All(own_row(MT - 1), query, C::Queries);
+  __device__ static int own_row() { return PlaceOf(pair(), C::Pairs) * C::kPairRows; }
+  // How much of the pair's rows the queries of a part see.
+  enum class Sight { kNone, kSome, kAll };
+  __device__ static Sight SightOf(const OwnKeys& own, int query) {
+    if (own.All(own_row(), C::kPairRows, query, C::PartQueries)) return Sight::kAll;
+    return own.None(own_row(), C::kPairRows, query, C::PartQueries) ? Sight::kNone : Sight::kSome;
   }
 
   // Shared memory: k, v, q tiles, d_out tiles, p from warp to warp, statistics.
@@ -172,11 +173,13 @@ class KeyGradientBlock {
   __device__ uint32_t do_tile(int step) const {
     return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + step % C::kOutStages) * C::kTileBytes;
   }
+  static constexpr int kPartBytes = Tile<D>::Bytes(C::PartQueries);
   __device__ uint32_t exchanges() const {
     return k_tile_ + 2 * C::kOwnBytes + (C::kQStages + C::kOutStages) * C::kTileBytes;
   }
-  __device__ uint32_t exchange(int step) const {
-    return exchanges() + (step % C::kExchanges * C::Pairs + pair()) * C::kExchangeBytes + lane() * 16;
+  __device__ uint32_t exchange(int step, int part) const {
+    return exchanges() + (step % C::kExchanges * C::Pairs + pair()) * C::kExchangeBytes +
+           part * (C::kExchangeBytes / C::Parts) + lane() * 16;
   }
   __device__ uint32_t stats(int step) const {
     return exchanges() + C::kExchanges * C::Pairs * C::kExchangeBytes + step % C::kOutStages * C::kStatsBytes;
@@ -185,27 +188,26 @@ class KeyGradientBlock {
 
   __device__ void Load(int q0, int q_len, int query, int head, int step) {
     const int col = head * problem_.head_dim, count = q_len - query;
-    const auto row_of = [&](int r) { return q0 + query + r; };
-    LoadTile<D, C::Queries, C::kThreads>(q_tile(step), args_.q, col, problem_.head_dim, count, row_of);
-    LoadTile<D, C::Queries, C::kThreads>(do_tile(step), args_.d_out, col, problem_.head_dim, count, row_of);
+    LoadRows<D, C::Queries, C::kThreads>(q_tile(step), args_.q, col, problem_.head_dim, q0 + query, count);
+    LoadRows<D, C::Queries, C::kThreads>(do_tile(step), args_.d_out, col, problem_.head_dim, q0 + query, count);
     // Queries beyond the last get lse = delta = 0: their q and d_out are zero, so they add exactly nothing.
     static_assert(2 * C::Queries <= C::kThreads);
     const int i = static_cast<int>(threadIdx.x), r = i % C::Queries;
     if (i < 2 * C::Queries) {
-      const int64_t row = r < count ? row_of(r) : 0;
-      const float* from = i < C::Queries ? args_.lse.At(row, head) : args_.delta.At(row, head);
-      CopyAsync4(stats(step) + i * 4, from, r < count);
+      const bool second = i >= C::Queries;
+      const float* from = (second ? args_.delta.data : args_.lse.data) + head;
+      const int pitch = static_cast<int>(second ? args_.delta.pitch : args_.lse.pitch);
+      CopyAsync4(stats(step) + i * 4, RowAddress(from, q0 + query + r, pitch * 4), r < count);
     }
     CommitCopies();
   }
 
   // The first warp: p, sent on, and dv += p d_out.
   template <bool kMasked>
-  __device__ void ValueStep(const LaneAddress<D>& k, int step, int query, const OwnKeys& own,
+  __device__ void ValueStep(const LaneAddress<D>& k, int step, int part, int query, const OwnKeys& own,
                             float (&acc)[MT][D / 8][4]) {
-    const auto use = [&](int m, int n) { return !kMasked || !own.None(own_row(m), query + n * 16, 16); };
     float s[MT][kN][4] = {};
-    MultiplyRows<MT, kN / 2, D / 16, D>(s, k, own_stride(), ColumnsAddress<D>(q_tile(step), 0), use);
+    MultiplyRows<MT, kN / 2, D / 16, D>(s, k, ColumnsAddress<D>(q_tile(step) + part * kPartBytes, 0));
     const bool capped = problem_.cap_scale > 0;
     Fragments p;
 #pragma unroll
@@ -213,16 +215,16 @@ class KeyGradientBlock {
       float lse2[2][2];  // of the columns n * 16 + half * 8 + 2t + j
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float2 lse = SharedPair(stats(step) + (n * 16 + half * 8 + lane() % 4 * 2) * 4);
+        const float2 lse = SharedPair(stats(step) + (part * C::PartQueries + n * 16 + half * 8 + lane() % 4 * 2) * 4);
         lse2[half][0] = lse.x * kLog2E, lse2[half][1] = lse.y * kLog2E;
       }
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        if (!use(m, n)) continue;
         uint32_t sent[4];
 #pragma unroll
         for (int r = 0; r < 4; ++r) {  // columns r / 2 * 8, rows r % 2 * 8
-          const int column = query + n * 16 + r / 2 * 8 + lane() % 4 * 2, row = own_row(m) + r % 2 * 8 + lane() / 4;
+          const int column = query + n * 16 + r / 2 * 8 + lane() % 4 * 2,
+                    row = own_row() + m * 16 + r % 2 * 8 + lane() / 4;
           float value[2], slope[2];
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
@@ -235,29 +237,28 @@ class KeyGradientBlock {
           p[m][n][r] = Pack(value[0], value[1]);
           sent[r] = capped ? Pack(slope[0], slope[1]) : p[m][n][r];
         }
-        Send(exchange(step) + (n * MT + m) * kSent, sent);
+        Send(exchange(step, part) + (n * MT + m) * kSent, sent);
       }
     }
-    MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(do_tile(step), 0), use);
+    MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(do_tile(step) + part * kPartBytes, 0));
   }
 
   // The second warp: ds of the tile that p was sent for.
   template <bool kMasked>
-  __device__ void ScoreStep(const LaneAddress<D>& v, int step, int query, const OwnKeys& own, Fragments& ds) {
-    const auto use = [&](int m, int n) { return !kMasked || !own.None(own_row(m), query + n * 16, 16); };
+  __device__ void ScoreStep(const LaneAddress<D>& v, int step, int part, int query, const OwnKeys& own, Fragments& ds) {
     float dp[MT][kN][4] = {};
-    MultiplyRows<MT, kN / 2, D / 16, D>(dp, v, own_stride(), ColumnsAddress<D>(do_tile(step), 0), use);
+    MultiplyRows<MT, kN / 2, D / 16, D>(dp, v, ColumnsAddress<D>(do_tile(step) + part * kPartBytes, 0));
 #pragma unroll
     for (int n = 0; n < kN / 2; ++n) {
       float2 delta[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        delta[half] = SharedPair(stats(step) + (C::Queries + n * 16 + half * 8 + lane() % 4 * 2) * 4);
+        delta[half] =
+            SharedPair(stats(step) + (C::Queries + part * C::PartQueries + n * 16 + half * 8 + lane() % 4 * 2) * 4);
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        if (!use(m, n)) continue;
         uint32_t p[4];
-        Receive(exchange(step) + (n * MT + m) * kSent, p);
+        Receive(exchange(step, part) + (n * MT + m) * kSent, p);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const float2 x = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&p[r]));
@@ -269,14 +270,8 @@ class KeyGradientBlock {
   }
 
   // The second warp: dk += ds q.
-  __device__ void KeyStep(float (&acc)[MT][D / 8][4], const Fragments& ds, int step, int query, const OwnKeys& own) {
-    const LaneAddress<D> q = RowsAddress<D>(q_tile(step), 0);
-    if (All(own, query)) {
-      MultiplyInto<MT, kN / 2, D>(acc, ds, q, Always{});
-    } else {
-      MultiplyInto<MT, kN / 2, D>(acc, ds, q,
-                                  [&](int m, int n) { return !own.None(own_row(m), query + n * 16, 16); });
-    }
+  __device__ void KeyStep(float (&acc)[MT][D / 8][4], const Fragments& ds, int step, int part) {
+    MultiplyInto<MT, kN / 2, D>(acc, ds, RowsAddress<D>(q_tile(step) + part * kPartBytes, 0));
   }
 
   const BackwardArgs& args_;
@@ -286,7 +281,7 @@ class KeyGradientBlock {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) KeyGradient(const __grid_constant__ BackwardArgs args) {
+__device__ inline void RunKeyGradientBlock(const BackwardArgs& args) {
   extern __shared__ __align__(128) uint8_t shared[];
   const Problem& problem = args.problem;
   const int kv_heads = problem.heads / problem.group;
@@ -301,6 +296,11 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) KeyGradient(const
   } else {
     block.template Run<false>(owner.kv0 + begin, tile.segment, begin, count);
   }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) KeyGradient(const __grid_constant__ BackwardArgs args) {
+  if constexpr (C::MT == 1 || kLargeTilesRun) RunKeyGradientBlock<C>(args);
 }
 
 template <typename C>

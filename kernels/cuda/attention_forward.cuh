@@ -17,57 +17,53 @@ struct ForwardTiles {
   static constexpr int kSharedBytes = kQBytes + 2 * kStageBytes;
 };
 
-template <typename C, bool kMasked>
-__device__ inline void ForwardStep(const LaneAddress<C::D>& q, uint32_t q_stride, uint32_t k_tile, uint32_t v_tile,
-                                   int key, const Visible<C::MT>& visible, const Problem& problem,
-                                   RunningSoftmax<C::MT>& softmax, float (&acc)[C::MT][C::D / 8][4]) {
-  constexpr int MT = C::MT, D = C::D, kN = C::Keys / 8;
-  const auto use = [&](int m, int n) { return !kMasked || !visible.None(m, key + n * 16, 16); };
-  float s[MT][kN][4] = {};
-  MultiplyRows<MT, kN / 2, D / 16, D>(s, q, q_stride, ColumnsAddress<D>(k_tile, 0), use);
+// The warp's queries against the first N16 x 16 keys of a tile.
+template <typename C, bool kMasked, int N16>
+__device__ inline void ForwardStep(const LaneAddress<C::D>& q, uint32_t k_tile, uint32_t v_tile, int key,
+                                   const Visible& visible, const Problem& problem, RunningSoftmax<C::MT>& softmax,
+                                   float (&acc)[C::MT][C::D / 8][4]) {
+  constexpr int MT = C::MT, D = C::D;
+  float s[MT][2 * N16][4] = {};
+  MultiplyRows<MT, N16, D / 16, D>(s, q, ColumnsAddress<D>(k_tile, 0));
   if (problem.cap_scale > 0) Cap(s, problem.cap_scale);
   if (kMasked) Mask(s, key, visible);
 #pragma unroll
-  for (int m = 0; m < MT; ++m) {
-    if (!kMasked || !visible.None(m, key, C::Keys)) softmax.Update(m, s[m], acc[m], problem.exponent);
-  }
-  uint32_t p[MT][kN / 2][4];
+  for (int m = 0; m < MT; ++m) softmax.Update(m, s[m], acc[m], problem.exponent);
+  uint32_t p[MT][N16][4];
   PackScores(s, p);
-  MultiplyInto<MT, kN / 2, D>(acc, p, RowsAddress<D>(v_tile, 0), use);
+  MultiplyInto<MT, N16, D>(acc, p, RowsAddress<D>(v_tile, 0));
 }
 
 template <typename C>
-__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __grid_constant__ ForwardArgs args) {
+__device__ inline void RunForwardBlock(const ForwardArgs& args) {
   constexpr int D = C::D, MT = C::MT;
   extern __shared__ __align__(128) uint8_t shared[];
   const Problem& problem = args.problem;
-  const int head = static_cast<int>(blockIdx.x) % problem.heads;
-  const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / problem.heads,
-                               [&](const Segment& s) { return ForwardLevels(s, C::kRows, problem.decode_most); });
+  const int queries = C::kRows / problem.pack, units = problem.heads / problem.pack;
+  const int first_head = static_cast<int>(blockIdx.x) % units * problem.pack;
+  const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / units,
+                               [&](const Segment& s) { return ForwardLevels(s, queries, problem.decode_most); });
   const Range s(problem.segments[tile.segment]);
-  const int q_begin = (tile.level - tile.lo) * C::kRows;
-  const int q_col = head * problem.head_dim, kv_col = head / problem.group * problem.head_dim;
+  const int q_begin = (tile.level - tile.lo) * queries;
+  const int kv_col = first_head / problem.group * problem.head_dim;
   const uint32_t q_tile = SharedAddress(shared), stages = q_tile + C::kQBytes;
   const int warp = static_cast<int>(threadIdx.x) / 32;
 
   const int first_seen = max(s.offset + q_begin - problem.window + 1, 0);
   const int key_begin = first_seen / C::Keys * C::Keys;
-  const int key_end = min(s.keys, s.offset + q_begin + C::kRows);
+  const int key_end = min(s.keys, s.offset + q_begin + queries);
   const auto load = [&](int key, int stage) {
     const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
-    const auto row_of = [&](int r) { return s.KeyRow(key + r); };
-    LoadTile<D, C::Keys, C::kThreads>(k_tile, args.k, kv_col, problem.head_dim, s.keys - key, row_of);
-    LoadTile<D, C::Keys, C::kThreads>(v_tile, args.v, kv_col, problem.head_dim, s.keys - key, row_of);
+    LoadKeys<D, C::Keys, C::kThreads>(k_tile, args.k, kv_col, problem.head_dim, s, key);
+    LoadKeys<D, C::Keys, C::kThreads>(v_tile, args.v, kv_col, problem.head_dim, s, key);
     CommitCopies();
   };
-  LoadTile<D, C::kRows, C::kThreads>(q_tile, args.q, q_col, problem.head_dim, s.q_len - q_begin,
-                                     [&](int r) { return s.q0 + q_begin + r; });
+  LoadHeads<D, C::kRows, C::kThreads>(q_tile, args.q, problem, first_head, s.q0 + q_begin, s.q_len - q_begin);
   load(key_begin, 0);
 
-  const auto own_row = [&](int m) { return RowOfWarp<MT, C::Warps>(warp, m); };
-  const Visible<MT> visible(s.offset, q_begin, s.q_len, problem.window, own_row);
-  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, own_row(0));
-  const uint32_t q_stride = (own_row(MT - 1) - own_row(0)) * Tile<D>::kRowBytes;
+  const OwnQueries own(problem, PlaceOf(warp, C::Warps), C::kWarpRows, C::kRows, first_head, q_begin);
+  const Visible visible{s.offset + own.begin, s.offset + own.begin + C::kWarpRows - 1, problem.window};
+  const LaneAddress<D> q_address = RowsAddress<D>(q_tile, own.first);
   RunningSoftmax<MT> softmax;
   float acc[MT][D / 8][4] = {};
   int stage = 0;
@@ -75,12 +71,15 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
     WaitCopies<0>();
     __syncthreads();
     if (key + C::Keys < key_end) load(key + C::Keys, stage ^ 1);
-    if (visible.None(key, C::Keys)) continue;
+    if (own.begin >= s.q_len || visible.None(key, C::Keys)) continue;
     const uint32_t k_tile = stages + stage * C::kStageBytes, v_tile = k_tile + C::kStageBytes / 2;
+    constexpr int kN16 = C::Keys / 16;
     if (visible.All(key, C::Keys)) {
-      ForwardStep<C, false>(q_address, q_stride, k_tile, v_tile, key, visible, problem, softmax, acc);
+      ForwardStep<C, false, kN16>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
+    } else if (key + C::Keys / 2 > visible.last) {
+      ForwardStep<C, true, kN16 / 2>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
     } else {
-      ForwardStep<C, true>(q_address, q_stride, k_tile, v_tile, key, visible, problem, softmax, acc);
+      ForwardStep<C, true, kN16>(q_address, k_tile, v_tile, key, visible, problem, softmax, acc);
     }
   }
 
@@ -92,22 +91,27 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
     for (int half = 0; half < 2; ++half) {
       const float sum = WarpSum<4>(softmax.sum[m][half]);
       factor[m][half] = 1.0f / sum;
-      const int query = q_begin + own_row(m) + half * 8 + lane / 4;
+      const int query = own.begin + m * 16 + half * 8 + lane / 4;
       if (query < s.q_len && lane % 4 == 0) {
-        *args.lse.At(s.q0 + query, head) = softmax.top[m][half] * problem.exponent * kLn2 + logf(sum);
+        *args.lse.At(s.q0 + query, own.head) = softmax.top[m][half] * problem.exponent * kLn2 + logf(sum);
       }
     }
   }
-  StoreRows<D, MT>(q_tile, acc, factor, args.out, int64_t{s.q0} + q_begin, s.q_len - q_begin, q_col, problem.head_dim,
-                   own_row);
+  StoreRows<D, MT>(q_tile, acc, factor, args.out, int64_t{s.q0} + own.begin - own.first,
+                   s.q_len - own.begin + own.first, own.head * problem.head_dim, problem.head_dim, own.first);
+}
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __grid_constant__ ForwardArgs args) {
+  if constexpr (C::MT == 1 || kLargeTilesRun) RunForwardBlock<C>(args);
 }
 
 template <typename C>
 void LaunchForward(const ForwardArgs& args, HostSegments host, cudaStream_t stream) {
-  const int decode_most = args.problem.decode_most;
+  const int queries = C::kRows / args.problem.pack, decode_most = args.problem.decode_most;
   LaunchTiles(
-      Forward<C>, args, host, args.problem.heads,
-      [=](const Segment& s) { return ForwardLevels(s, C::kRows, decode_most); }, C::kThreads, C::kSharedBytes, stream);
+      Forward<C>, args, host, args.problem.heads / args.problem.pack,
+      [=](const Segment& s) { return ForwardLevels(s, queries, decode_most); }, C::kThreads, C::kSharedBytes, stream);
 }
 
 }  // namespace hone::cuda::mma

@@ -71,7 +71,7 @@ void LaunchTiles(void (*kernel)(Args), Args args, HostSegments host, int heads, 
   for (const Segment& s : host) {
     const int2 l = levels(s);
     tiles += l.y - l.x;
-    args.problem.levels = std::max(args.problem.levels, l.y);
+    args.problem.classes = std::max(args.problem.classes, SizeClass(l) + 1);
   }
   if (tiles == 0) return;
   if (shared_bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);

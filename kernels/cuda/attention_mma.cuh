@@ -16,12 +16,21 @@ namespace hone::cuda::mma {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr int kNoWindow = 1 << 30;
 
+// Large tiles (MT = 2, AttentionProfile::kLarge) are never launched on cards with 99 KiB of shared memory a block; code
+// for those leaves their kernels empty.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr bool kLargeTilesRun = false;
+#else
+constexpr bool kLargeTilesRun = true;
+#endif
+
 // One call, as kernels see it.
 struct Problem {
   const Segment* segments;
   int count;
-  int levels;        // of FindTile
-  int heads, group;  // group: query heads of one kv head
+  int classes;       // of FindTile
+  int heads, group;    // group: query heads of one kv head
+  int pack;            // query heads that share a tile of queries: 1, 2 or 4, a divisor of group
   int head_dim;
   int window;  // kNoWindow: all
   float scale;
@@ -46,47 +55,56 @@ struct Range {
   __device__ int KeyRow(int key) const { return key < prefix_len ? prefix0 + key : kv0 - prefix_len + key; }
 };
 
-// --- Which tile a block works on. Long tiles first, so that short ones fill the end: a segment's tiles have the levels
-// [lo, hi), about their cost; blocks take them in descending order of level, then by segment.
+// --- Which tile a block works on. Segments by size (classes of powers of two, the longest first), then in their order,
+// then a segment's tiles from the costliest to the cheapest: what blocks share stays in the cache, and short tiles fill
+// the end. A segment's tiles have the levels [lo, hi), about their cost.
 struct TileOf {
   int segment, level, lo, hi;
 };
+__host__ __device__ inline int SizeClass(int2 levels) {  // -1: no tiles
+  int size = -1;
+  if (levels.y > levels.x)
+    for (int l = levels.y; l > 0; l /= 2) ++size;
+  return size;
+}
 
 // The same for every warp; `levels(segment)` gives int2{lo, hi}. index < the number of all tiles.
 template <typename Levels>
 __device__ inline TileOf FindTile(const Problem& problem, int index, Levels levels) {
   const int lane = threadIdx.x % 32;
   const auto levels_of = [&](int i) { return i < problem.count ? levels(problem.segments[i]) : make_int2(0, 0); };
+  const auto class_of = [](int2 l) { return l.y > l.x ? 31 - __clz(l.y) : -1; };
   const int2 own = levels_of(lane);
-  const auto at_or_above = [&](int level) {
-    int sum = max(own.y - max(own.x, level), 0);
+  const auto at_or_above = [&](int size) {
+    int sum = class_of(own) >= size ? own.y - own.x : 0;
     for (int i = lane + 32; i < problem.count; i += 32) {
       const int2 l = levels_of(i);
-      sum += max(l.y - max(l.x, level), 0);
+      sum += class_of(l) >= size ? l.y - l.x : 0;
     }
     return __reduce_add_sync(~0u, sum);
   };
-  int low = 0, high = problem.levels, above = 0;  // at_or_above(low) > index >= at_or_above(high) == above
-  while (high - low > 1) {
-    const int middle = (low + high) / 2, tiles = at_or_above(middle);
-    if (tiles > index) {
-      low = middle;
-    } else {
-      high = middle, above = tiles;
-    }
+  int size = problem.classes, above = 0;  // tiles of larger classes
+  for (int tiles = 0; size > 0; above = tiles) {
+    tiles = at_or_above(--size);
+    if (tiles > index) break;
   }
   int rest = index - above;
   for (int base = 0; base < problem.count; base += 32) {
     const int2 l = base == 0 ? own : levels_of(base + lane);
-    const uint32_t members = __ballot_sync(~0u, l.x <= low && low < l.y);
-    const int here = __popc(members);
-    if (rest < here) {
-      const uint32_t before = members & ((1u << lane) - 1);
-      const bool mine = (members >> lane & 1) != 0 && __popc(before) == rest;
-      const int source = __ffs(__ballot_sync(~0u, mine)) - 1;
-      return {base + source, low, __shfl_sync(~0u, l.x, source), __shfl_sync(~0u, l.y, source)};
+    const int tiles = class_of(l) == size ? l.y - l.x : 0;
+    int sum = tiles;  // of this lane and those before it
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = __shfl_up_sync(~0u, sum, step);
+      if (lane >= step) sum += before;
     }
-    rest -= here;
+    const uint32_t beyond = __ballot_sync(~0u, sum > rest);
+    if (beyond != 0) {
+      const int source = __ffs(beyond) - 1, lo = __shfl_sync(~0u, l.x, source), hi = __shfl_sync(~0u, l.y, source);
+      const int first = __shfl_sync(~0u, sum - tiles, source);
+      return {base + source, hi - 1 - (rest - first), lo, hi};
+    }
+    rest -= __shfl_sync(~0u, sum, 31);
   }
   return {0, 0, 0, 0};  // not reached
 }
@@ -140,21 +158,61 @@ __device__ inline void WaitCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
 }
 
-// Starts copying `rows` rows of head_dim columns into a tile; rows at and beyond `count` and columns beyond head_dim
-// become zero. row_of(r): the row of the view.
-template <int D, int ROWS, int THREADS, typename RowOf>
-__device__ inline void LoadTile(uint32_t tile, const View<bf16>& view, int col, int head_dim, int count, RowOf row_of) {
+// base + row * pitch_bytes, in one instruction.
+__device__ inline const void* RowAddress(const void* base, int row, int pitch_bytes) {
+  uint64_t address;
+  asm("mad.wide.s32 %0, %1, %2, %3;\n" : "=l"(address) : "r"(row), "r"(pitch_bytes), "l"(base));
+  return reinterpret_cast<const void*>(address);
+}
+
+// threadIdx.x, read anew each time: what is computed from it is not kept in registers across a kernel's main loop,
+// where there are none to spare.
+__device__ inline int ThreadAnew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+  return thread;
+}
+
+// Starts copying ROWS rows of head_dim columns, from row `first` of the view on, into a tile; rows at and beyond
+// `count` and columns beyond head_dim become zero (a copy of no bytes reads nothing, so its address may lie anywhere).
+template <int D, int ROWS, int THREADS>
+__device__ inline void LoadRows(uint32_t tile, const View<bf16>& view, int col, int head_dim, int first, int count) {
   constexpr int kChunks = Tile<D>::kChunks, kAll = ROWS * kChunks;
-  const bf16* base = view.data + col;
-  const int pitch = static_cast<int>(view.pitch);
+  const int pitch_bytes = static_cast<int>(view.pitch) * 2, thread = ThreadAnew();
 #pragma unroll
   for (int i = 0; i < (kAll + THREADS - 1) / THREADS; ++i) {
-    const int index = i * THREADS + static_cast<int>(threadIdx.x);
+    const int index = i * THREADS + thread;
     if (kAll % THREADS != 0 && index >= kAll) break;
     const int row = index / kChunks, chunk = index % kChunks;
-    const bool valid = row < count && chunk * 8 < head_dim;
-    const bf16* from = base + (valid ? int64_t{row_of(row)} * pitch + chunk * 8 : 0);
-    CopyAsync16(tile + Tile<D>::Offset(row, chunk), from, valid);
+    CopyAsync16(tile + Tile<D>::Offset(row, chunk), RowAddress(view.data + col + chunk * 8, first + row, pitch_bytes),
+                row < count && chunk * 8 < head_dim);
+  }
+}
+// The same queries of problem.pack heads from `head` on, one head after the other: ROWS / pack rows each.
+template <int D, int ROWS, int THREADS>
+__device__ inline void LoadHeads(uint32_t tile, const View<bf16>& view, const Problem& problem, int head, int first,
+                                 int count) {
+  const int pitch_bytes = static_cast<int>(view.pitch) * 2, queries = ROWS / problem.pack;
+#pragma unroll 4
+  for (int index = static_cast<int>(threadIdx.x); index < ROWS * Tile<D>::kChunks; index += THREADS) {
+    const int row = index / Tile<D>::kChunks, chunk = index % Tile<D>::kChunks, query = row % queries;
+    const bf16* from = view.data + (head + row / queries) * problem.head_dim + chunk * 8;
+    CopyAsync16(tile + Tile<D>::Offset(row, chunk), RowAddress(from, first + query, pitch_bytes),
+                query < count && chunk * 8 < problem.head_dim);
+  }
+}
+// The keys key .. key + ROWS of a segment, which the end of its prefix may cut in two.
+template <int D, int ROWS, int THREADS>
+__device__ inline void LoadKeys(uint32_t tile, const View<bf16>& view, int col, int head_dim, const Range& s, int key) {
+  if (key >= s.prefix_len || key + ROWS <= s.prefix_len)
+    return LoadRows<D, ROWS, THREADS>(tile, view, col, head_dim, s.KeyRow(key), s.keys - key);
+  const int pitch_bytes = static_cast<int>(view.pitch) * 2;
+#pragma unroll 1
+  for (int index = static_cast<int>(threadIdx.x); index < ROWS * Tile<D>::kChunks; index += THREADS) {
+    const int row = index / Tile<D>::kChunks, chunk = index % Tile<D>::kChunks;
+    CopyAsync16(tile + Tile<D>::Offset(row, chunk),
+                RowAddress(view.data + col + chunk * 8, s.KeyRow(key + row), pitch_bytes),
+                row < s.keys - key && chunk * 8 < head_dim);
   }
 }
 
@@ -189,32 +247,21 @@ __device__ inline uint32_t Pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Which 16 rows of a block's tile a warp owns: one early and one late group, so that under a causal mask every warp
-// (and every quarter of the processor, which always holds the same warps) has the same work.
-template <int MT, int WARPS>
-__device__ inline int RowOfWarp(int warp, int m) {
-  static_assert(MT == 1 || MT == 2);
-  return (m == 0 ? warp : 2 * WARPS - 1 - warp) * 16;
-}
-
-// acc[m][n] += A B^T for A MT times 16 rows of one tile (at `a`, the second `a_stride` bytes further) and N16 x 16 rows
-// of another (at `b`), over K16 x 16 columns. use(m, n): whether those 16 x 16 products matter.
-template <int MT, int N16, int K16, int D, typename Use>
-__device__ inline void MultiplyRows(float (&acc)[MT][2 * N16][4], const LaneAddress<D>& a, uint32_t a_stride,
-                                    const LaneAddress<D>& b, Use use) {
+// acc[m][n] += A B^T for A rows of one tile (MT x 16, at `a`) and N16 x 16 rows of another (at `b`), over K16 x 16
+// columns.
+template <int MT, int N16, int K16, int D>
+__device__ inline void MultiplyRows(float (&acc)[MT][2 * N16][4], const LaneAddress<D>& a, const LaneAddress<D>& b) {
 #pragma unroll
   for (int k = 0; k < K16; ++k) {
     uint32_t fragment[MT][4];
 #pragma unroll
-    for (int m = 0; m < MT; ++m) LoadMatrix(fragment[m], a.At(k) + m * a_stride);
+    for (int m = 0; m < MT; ++m) LoadMatrix(fragment[m], a.At(k) + m * Tile<D>::Bytes(16));
 #pragma unroll
     for (int n = 0; n < N16; ++n) {
-      if (!use(0, n) && !use(MT - 1, n)) continue;
       uint32_t other[4];
       LoadMatrix(other, b.At(k) + n * Tile<D>::Bytes(16));
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        if (!use(m, n)) continue;
         Multiply(acc[m][2 * n], fragment[m], other[0], other[1]);
         Multiply(acc[m][2 * n + 1], fragment[m], other[2], other[3]);
       }
@@ -223,19 +270,17 @@ __device__ inline void MultiplyRows(float (&acc)[MT][2 * N16][4], const LaneAddr
 }
 
 // acc[m][n] += A B for A in registers (MT x 16 rows, K16 x 16 columns) and B stored [k][n] (at `b`), D columns.
-template <int MT, int K16, int D, typename Use>
+template <int MT, int K16, int D>
 __device__ inline void MultiplyInto(float (&acc)[MT][D / 8][4], const uint32_t (&fragment)[MT][K16][4],
-                                    const LaneAddress<D>& b, Use use) {
+                                    const LaneAddress<D>& b) {
 #pragma unroll
   for (int k = 0; k < K16; ++k) {
-    if (!use(0, k) && !use(MT - 1, k)) continue;
 #pragma unroll
     for (int n = 0; n < D / 16; ++n) {
       uint32_t other[4];
       LoadMatrixTransposed(other, b.At(n) + k * Tile<D>::Bytes(16));
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        if (!use(m, k)) continue;
         Multiply(acc[m][2 * n], fragment[m][k], other[0], other[1]);
         Multiply(acc[m][2 * n + 1], fragment[m][k], other[2], other[3]);
       }
@@ -243,15 +288,17 @@ __device__ inline void MultiplyInto(float (&acc)[MT][D / 8][4], const uint32_t (
   }
 }
 
-struct Always {
-  __device__ constexpr bool operator()(int, int) const { return true; }
-};
+// The warp's place among `count` in a tile: half of the blocks count backwards. Under a causal mask late rows have more
+// work, and a quarter of the processor always holds the same warps.
+__device__ inline int PlaceOf(int warp, int count) {
+  return (blockIdx.x * 0x9e3779b9u) >> 31 != 0 ? count - 1 - warp : warp;
+}
 
-// Rows of a warp (row_of(m): the first of each 16), rounded into a tile of shared memory where only this warp has read
+// The MT x 16 rows from `first` on, rounded into a tile of shared memory where only this warp has read
 // them, then to memory by 16 bytes a lane. Rows at and beyond `count` are left out.
-template <int D, int MT, typename RowOf>
+template <int D, int MT>
 __device__ inline void StoreRows(uint32_t tile, const float (&acc)[MT][D / 8][4], const float (&factor)[MT][2],
-                                 const View<bf16>& out, int64_t row0, int count, int col, int head_dim, RowOf row_of) {
+                                 const View<bf16>& out, int64_t row0, int count, int col, int head_dim, int first) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
 #pragma unroll
@@ -261,26 +308,23 @@ __device__ inline void StoreRows(uint32_t tile, const float (&acc)[MT][D / 8][4]
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint32_t pair = Pack(acc[m][n][2 * half] * factor[m][half], acc[m][n][2 * half + 1] * factor[m][half]);
-        const uint32_t address = tile + Tile<D>::Offset(row_of(m) + half * 8 + g, n) + t * 4;
+        const uint32_t address = tile + Tile<D>::Offset(first + m * 16 + half * 8 + g, n) + t * 4;
         asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(pair) : "memory");
       }
     }
   }
   __syncwarp();
   constexpr int kChunks = Tile<D>::kChunks;
-#pragma unroll
-  for (int m = 0; m < MT; ++m) {
 #pragma unroll 4
-    for (int index = lane; index < 16 * kChunks; index += 32) {
-      const int row = row_of(m) + index / kChunks, chunk = index % kChunks;
-      if (row >= count || chunk * 8 >= head_dim) continue;
-      uint4 x;
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                   : "r"(tile + Tile<D>::Offset(row, chunk))
-                   : "memory");
-      *reinterpret_cast<uint4*>(out.At(row0 + row, col + chunk * 8)) = x;
-    }
+  for (int index = lane; index < MT * 16 * kChunks; index += 32) {
+    const int row = first + index / kChunks, chunk = index % kChunks;
+    if (row >= count || chunk * 8 >= head_dim) continue;
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(tile + Tile<D>::Offset(row, chunk))
+                 : "memory");
+    *reinterpret_cast<uint4*>(out.At(row0 + row, col + chunk * 8)) = x;
   }
 }
 

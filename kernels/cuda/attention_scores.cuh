@@ -6,26 +6,27 @@
 
 namespace hone::cuda::mma {
 
-// What a warp knows about its MT x 16 queries when it meets the keys [key, key + keys).
-template <int MT>
+// What a warp knows about its `rows` queries when it meets the keys [key, key + keys).
 struct Visible {
-  int first[MT];  // the position of each group's first query
+  int first, last;  // positions of its first and last query
   int window;
+  __device__ bool None(int key, int keys) const { return key > last || key + keys - 1 <= first - window; }
+  __device__ bool All(int key, int keys) const { return key + keys - 1 <= first && key > last - window; }
+};
 
-  // Groups wholly beyond the segment's queries see nothing.
-  template <typename RowOf>
-  __device__ Visible(int offset, int begin, int q_len, int window_size, RowOf row_of) : window(window_size) {
-#pragma unroll
-    for (int m = 0; m < MT; ++m) first[m] = begin + row_of(m) < q_len ? offset + begin + row_of(m) : -kNoWindow;
+// Which queries a warp owns: a tile holds rows / pack queries of each of `pack` heads that share their keys, so that
+// all warps of a block meet the end of a causal row together.
+struct OwnQueries {
+  int first;  // row of the tile
+  int head;
+  int begin;  // of the segment
+  __device__ OwnQueries(const Problem& problem, int place, int warp_rows, int tile_rows, int first_head,
+                        int tile_begin) {
+    const int queries = tile_rows / problem.pack;
+    first = place * warp_rows;
+    head = first_head + first / queries;
+    begin = tile_begin + first % queries;
   }
-  __device__ bool None(int m, int key, int keys) const {
-    return key > first[m] + 15 || key + keys - 1 <= first[m] - window;
-  }
-  __device__ bool All(int m, int key, int keys) const {
-    return key + keys - 1 <= first[m] && key > first[m] + 15 - window;
-  }
-  __device__ bool None(int key, int keys) const { return None(0, key, keys) && None(MT - 1, key, keys); }
-  __device__ bool All(int key, int keys) const { return All(0, key, keys) && All(MT - 1, key, keys); }
 };
 
 // s <- tanh(cap_scale * s)
@@ -43,7 +44,7 @@ __device__ inline void Cap(float (&s)[MT][N][4], float cap_scale) {
 
 // What a query must not see becomes -infinity.
 template <int MT, int N>
-__device__ inline void Mask(float (&s)[MT][N][4], int key, const Visible<MT>& visible) {
+__device__ inline void Mask(float (&s)[MT][N][4], int key, const Visible& visible) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
@@ -51,7 +52,7 @@ __device__ inline void Mask(float (&s)[MT][N][4], int key, const Visible<MT>& vi
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int column = key + n * 8 + lane % 4 * 2 + i % 2, row = visible.first[m] + i / 2 * 8 + lane / 4;
+        const int column = key + n * 8 + lane % 4 * 2 + i % 2, row = visible.first + m * 16 + i / 2 * 8 + lane / 4;
         if (column > row || column <= row - visible.window) s[m][n][i] = -INFINITY;
       }
     }
