@@ -26,4 +26,11 @@ struct DecoderOptions {
   bool decode_apart = false;
 };
 
+// What a plan means by offload: the layers that recompute most wait on the host, and all of kBlock and kFull.
+inline Recompute OffloadFrom(const std::vector<Recompute>& levels) {
+  Recompute most = Recompute::kNone;
+  for (const Recompute level : levels) most = level > most ? level : most;
+  return most < Recompute::kBlock ? most : Recompute::kBlock;
+}
+
 }  // namespace hone
