@@ -389,6 +389,12 @@ absl::Status Print(const Options& options, const PreparedRun& run, const v1::Pla
   double busy = 0, floor = 0, floor_parts[kOpParts];
   for (int i = 0; i < kOpParts; ++i) busy += parts[i].seconds, floor += floor_parts[i] = parts[i].floor;
   const double roofline = static_cast<double>(timed.tokens()) / floor;
+  // Narrow products are bound by reading their wide operand: the same floor with those bytes in place of their FLOPs.
+  double narrow = 0;
+  for (const OpRecord& r : events.records) {
+    if (r.part == OpPart::kAdapter) narrow += std::max(0.0, r.operand_bytes / c.copy_bytes - FloorOf(r, c));
+  }
+  const double by_bytes = static_cast<double>(timed.tokens()) / (floor + narrow);
   const double span = events.records.empty() ? 0 : events.records.back().end - events.records.front().begin;
 
   const int64_t process_mib = static_cast<int64_t>(events.process_bytes >> 20);
@@ -419,9 +425,11 @@ absl::Status Print(const Options& options, const PreparedRun& run, const v1::Pla
               static_cast<long long>(planned_mib - driver_mib));
   std::printf("ceilings: GEMM %.0f TFLOP/s, copy %.0f GB/s, attention %.0f and %.0f TFLOP/s\n", c.gemm_flops / 1e12,
               c.copy_bytes / 1e9, c.forward_flops / 1e12, c.backward_flops / 1e12);
-  std::printf("STEP %.2f ms median of %zu (%.2f to %.2f), %.0f tok/s; roofline %.0f tok/s; reached %.1f%%\n",
-              1e3 * median, seconds.size(), 1e3 * seconds.front(), 1e3 * seconds.back(), tokens_per_second, roofline,
-              100 * tokens_per_second / roofline);
+  std::printf(
+      "STEP %.2f ms median of %zu (%.2f to %.2f), %.0f tok/s; roofline %.0f tok/s; reached %.1f%%"
+      " (adapters' narrow products by their bytes: %.0f tok/s, %.1f%%)\n",
+      1e3 * median, seconds.size(), 1e3 * seconds.front(), 1e3 * seconds.back(), tokens_per_second, roofline,
+      100 * tokens_per_second / roofline, by_bytes, 100 * tokens_per_second / by_bytes);
   if (options.objective == "kto") {
     const v1::StepRecord& first = events.steps.front();
     std::printf("first step: rewards %g and %g, KL %g (the policy is the reference: all exactly 0)\n",
@@ -455,6 +463,7 @@ absl::Status Print(const Options& options, const PreparedRun& run, const v1::Pla
                                  {"tok_s", tokens_per_second},
                                  {"roofline_tok_s", roofline},
                                  {"share", tokens_per_second / roofline},
+                                 {"share_by_bytes", tokens_per_second / by_bytes},
                                  {"driver_mib", driver_mib},
                                  {"planned_mib", planned_mib},
                                  {"reference_s", outcome.reference_seconds},

@@ -56,6 +56,7 @@ struct OpRecord {
   const char* name = "";
   DryCounts counts;
   int64_t m = 0, n = 0, k = 0;  // products
+  double operand_bytes = 0;     // products: what they read and write
   bool ta = false, tb = false;
   double begin = 0, end = 0;  // seconds
 };
@@ -123,12 +124,12 @@ class TimedOps : public Ops {
   void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta) override {
     const int64_t k = ta == Transpose::kNo ? a.cols : a.rows;
     Do(PartOf(c.rows, c.cols, k), "Matmul", [&](Ops& ops) { ops.Matmul(a, ta, b, tb, c, alpha, beta); });
-    Shape(c.rows, c.cols, k, ta, tb);
+    Shape(a, ta, b, tb, c, k);
   }
   void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override {
     const int64_t k = ta == Transpose::kNo ? a.cols : a.rows;
     Do(PartOf(c.rows, c.cols, k), "MatmulAdd", [&](Ops& ops) { ops.MatmulAdd(a, ta, b, tb, addend, c, alpha); });
-    Shape(c.rows, c.cols, k, ta, tb);
+    Shape(a, ta, b, tb, c, k);
   }
   void WeightMatmul(Tensor x, const WeightView& w, Tensor y, float beta) override {
     Do(OpPart::kWeightMatmul, "WeightMatmul", [&](Ops& ops) { ops.WeightMatmul(x, w, y, beta); });
@@ -196,10 +197,12 @@ class TimedOps : public Ops {
     records_.push_back(record);
     clock_.Mark();
   }
-  void Shape(int64_t m, int64_t n, int64_t k, Transpose ta, Transpose tb) {
+  void Shape(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, int64_t k) {
     if (!on_) return;
     OpRecord& r = records_.back();
-    r.m = m, r.n = n, r.k = k, r.ta = ta == Transpose::kYes, r.tb = tb == Transpose::kYes;
+    r.m = c.rows, r.n = c.cols, r.k = k, r.ta = ta == Transpose::kYes, r.tb = tb == Transpose::kYes;
+    for (const Tensor& t : {a, b, c})
+      r.operand_bytes += static_cast<double>(t.elements()) * static_cast<double>(BlockBytes(t.dtype));
   }
   template <typename Work>
   void Do(OpPart part, const char* name, const Work& work) {
