@@ -143,6 +143,7 @@ v1::Assign Admission::Assignment(v1::Verb verb) const {
   v1::Assign assign;
   assign.set_verb(verb);
   assign.set_memory_budget_bytes(options_.memory_budget ? options_.memory_budget() : 0);
+  assign.set_card_budget_bytes(options_.card_budget ? options_.card_budget() : 0);
   v1::Run* run = assign.add_runs();
   run->set_reference_cache_dir(layout_->ReferenceCache());
   return assign;

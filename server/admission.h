@@ -25,6 +25,7 @@ class Admission {
   struct Options {
     std::string worker_program;
     std::function<uint64_t()> memory_budget;  // what plans are held against; null: 0, the worker's own choice
+    std::function<uint64_t()> card_budget;    // the same for a card
   };
   using Cancelled = std::function<bool()>;
 

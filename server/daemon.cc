@@ -110,11 +110,18 @@ absl::Status Daemon::Open() {
   }
   retention_ = std::make_unique<Retention>(&layout_, store_.get(), options_.retention);
   const RunnerContext runner = {&layout_, store_.get(), &hub_, &metrics_, options_.runner, ballast_.get()};
+  if (!options_.scheduler.card) {
+    options_.scheduler.card = [this]() -> std::optional<CardReading> {
+      const std::vector<CardReading> cards = cards_.Read();
+      return cards.empty() ? std::nullopt : std::make_optional(cards.front());  // workers use the first
+    };
+  }
   scheduler_ = std::make_unique<Scheduler>(runner, options_.scheduler);
   // Plans are held against all memory but a tenth: what else runs now need not run when the job's turn comes. What is
   // free then is checked then.
   admission_ = std::make_unique<Admission>(
-      &layout_, store_.get(), Admission::Options{options_.worker_program, [] { return TotalMemory() / 10 * 9; }});
+      &layout_, store_.get(), Admission::Options{options_.worker_program, [] { return TotalMemory() / 10 * 9; },
+                                                   [this] { return scheduler_->CardBudget(); }});
   HONE_RETURN_IF_ERROR(scheduler_->Recover());
   HONE_ASSIGN_OR_RETURN(const auto counts, store_->CountJobs());
   for (const auto& [state, count] : counts) metrics_.SetJobs(state, count);
@@ -130,6 +137,7 @@ absl::Status Daemon::Open() {
   context_.scheduler = scheduler_.get();
   context_.admission = admission_.get();
   context_.blobs = blobs_.get();
+  context_.cards = &cards_;
   context_.quick = &quick_;
   context_.streams = &streams_;
   context_.slow = &slow_;
@@ -205,6 +213,7 @@ absl::Status Daemon::Listen() {
 
 void Daemon::Tick() {
   metrics_.SetDiskFree(DiskFree(layout_.root()));
+  metrics_.SetCards(cards_.Read());
   hub_.CheckAll();
   RunRetention();
   if (store_->broken() && server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(false);

@@ -78,6 +78,7 @@ class Daemon {
   std::optional<FileLock> state_lock_;
   std::optional<FileLock> socket_lock_;
   std::optional<FileLock> admin_lock_;
+  Cards cards_;
   Metrics metrics_;
   EventHub hub_;
   std::unique_ptr<Store> store_;

@@ -41,20 +41,28 @@ v1::DeviceInfo Cpu() {
   cpu.set_total_bytes(TotalMemory());
   cpu.set_free_bytes(AvailableMemory());
   cpu.set_usable(true);
-  cpu.set_note("jobs run here");
+  cpu.set_note("jobs run here that ask for it, or where there is no card");
   return cpu;
 }
 
-// What the kernel module says; the daemon itself opens no card.
-std::vector<v1::DeviceInfo> Cards() {
+// What the kernel module and the driver say; the daemon itself opens no card.
+std::vector<v1::DeviceInfo> CardInfos(const std::vector<CardReading>& readings) {
   std::vector<v1::DeviceInfo> cards;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", error)) {
     v1::DeviceInfo card;
-    card.set_name(StrCat("cuda:", cards.size()));
+    const size_t i = cards.size();
+    card.set_name(StrCat("cuda:", i));
     const absl::StatusOr<std::string> info = ReadFile(entry.path() / "information", kMaxProcFile);
     card.set_description(info.ok() ? ProcValue(*info, "Model") : entry.path().filename().string());
-    card.set_note("seen, not used: this version runs every job on the CPU");
+    card.set_usable(i < readings.size());
+    if (card.usable()) {
+      card.set_total_bytes(readings[i].total_bytes);
+      card.set_free_bytes(readings[i].free_bytes);
+      card.set_note(i == 0 ? "jobs run here" : "seen, not used: jobs run on the first card");
+    } else {
+      card.set_note("the driver does not answer for it (NVML)");
+    }
     cards.push_back(std::move(card));
   }
   return cards;
@@ -89,9 +97,10 @@ grpc::ServerUnaryReactor* DaemonService::GetStatus(grpc::CallbackServerContext* 
 
 grpc::ServerUnaryReactor* DaemonService::ListDevices(grpc::CallbackServerContext* call, const v1::ListDevicesRequest*,
                                                      v1::ListDevicesResponse* response) {
-  return RunUnary(context_->quick, call, [response]() -> absl::Status {
+  return RunUnary(context_->quick, call, [this, response]() -> absl::Status {
     *response->add_devices() = Cpu();
-    for (v1::DeviceInfo& card : Cards()) *response->add_devices() = std::move(card);
+    const auto readings = context_->cards == nullptr ? std::vector<CardReading>() : context_->cards->Read();
+    for (v1::DeviceInfo& card : CardInfos(readings)) *response->add_devices() = std::move(card);
     return absl::OkStatus();
   });
 }

@@ -66,6 +66,11 @@ Metrics::Metrics(Clock::duration keep_after_end)
       restarts_total_(CounterFamily("hone_worker_restarts_total", "Workers started again after a crash.").Add({})),
       watch_streams_(GaugeFamily("hone_watch_streams", "Open Watch streams.").Add({})),
       disk_free_(GaugeFamily("hone_disk_free_bytes", "Free bytes on the disk of the state folder.").Add({})),
+      card_total_(GaugeFamily("hone_gpu_memory_total_bytes", "Memory of the card.")),
+      card_used_(GaugeFamily("hone_gpu_memory_used_bytes", "Memory of the card in use, by whomever.")),
+      card_temperature_(GaugeFamily("hone_gpu_temperature_celsius", "Temperature of the card's chip.")),
+      card_power_(GaugeFamily("hone_gpu_power_watts", "Power that the card draws.")),
+      card_utilization_(GaugeFamily("hone_gpu_utilization_ratio", "Share of the time in which a kernel ran.")),
       job_info_(GaugeFamily("hone_job_info", "What an active job is; always 1.")),
       step_(GaugeFamily("hone_job_step", "Newest finished optimiser step.")),
       steps_planned_(GaugeFamily("hone_job_steps_planned", "Optimiser steps of the whole run.")),
@@ -132,6 +137,18 @@ void Metrics::CountSubmit(const std::string& result) { submits_.Add({{"result", 
 void Metrics::CountStoreError() { store_errors_.Increment(); }
 void Metrics::SetWatchStreams(size_t count) { watch_streams_.Set(static_cast<double>(count)); }
 void Metrics::SetDiskFree(uint64_t bytes) { disk_free_.Set(static_cast<double>(bytes)); }
+
+void Metrics::SetCards(const std::vector<CardReading>& cards) {
+  for (size_t i = 0; i < cards.size(); ++i) {
+    const CardReading& card = cards[i];
+    const std::map<std::string, std::string> labels = {{"gpu", std::to_string(i)}, {"name", card.name}};
+    card_total_.Add(labels).Set(static_cast<double>(card.total_bytes));
+    card_used_.Add(labels).Set(static_cast<double>(card.used_bytes));
+    if (card.temperature_celsius) card_temperature_.Add(labels).Set(*card.temperature_celsius);
+    if (card.power_watts) card_power_.Add(labels).Set(*card.power_watts);
+    if (card.utilization_ratio) card_utilization_.Add(labels).Set(*card.utilization_ratio);
+  }
+}
 
 Metrics::JobSeries* Metrics::Find(const std::string& job_id) {
   const auto found = series_.find(job_id);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "hone/v1/jobs.pb.h"
 #include "prometheus/counter.h"
@@ -18,6 +19,7 @@
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
+#include "server/cards.h"
 
 namespace hone {
 
@@ -40,6 +42,7 @@ class Metrics {
   void CountStoreError();
   void SetWatchStreams(size_t count);
   void SetDiskFree(uint64_t bytes);
+  void SetCards(const std::vector<CardReading>& cards);
 
   void StartJob(const v1::Job& job);
   void Step(const std::string& job_id, const v1::StepRecord& step);
@@ -74,6 +77,11 @@ class Metrics {
   prometheus::Counter& restarts_total_;
   prometheus::Gauge& watch_streams_;
   prometheus::Gauge& disk_free_;
+  Gauges& card_total_;
+  Gauges& card_used_;
+  Gauges& card_temperature_;
+  Gauges& card_power_;
+  Gauges& card_utilization_;
   Gauges& job_info_;
   Gauges& step_;
   Gauges& steps_planned_;

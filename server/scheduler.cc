@@ -115,24 +115,60 @@ void Scheduler::Reap() {
   for (Running& running : ended) running.thread.join();
 }
 
+namespace {
+
+bool OnCard(const v1::Plan& plan) { return !plan.device().empty() && !plan.device().starts_with("cpu"); }
+
+}  // namespace
+
+uint64_t Scheduler::CardBudget() {
+  const auto card = options_.card ? options_.card() : std::nullopt;
+  if (!card.has_value()) return 0;
+  std::lock_guard lock(mutex_);
+  uint64_t planned = 0;
+  for (const auto& [id, running] : running_) planned += running.card_bytes;
+  return std::min(card->total_bytes, card->free_bytes + planned);
+}
+
+// With mutex_ held.
 bool Scheduler::FitsNow(const QueuedJob& job) {
+  const bool on_card = OnCard(job.plan);
+  size_t beside = 0;
+  uint64_t promised = 0;
+  for (const auto& [id, running] : running_) {
+    if (running.on_card == on_card) ++beside;
+    promised += running.card_bytes;
+  }
+  if (beside >= (on_card ? options_.max_running_on_card : options_.max_running)) return false;
   const uint64_t free = options_.free_memory ? options_.free_memory() : AvailableMemory();
-  // A card's memory is the worker's to reserve: it ends for want of it before anything is lost, and the job waits.
-  const bool on_card = !job.plan.device().empty() && !job.plan.device().starts_with("cpu");
-  const uint64_t needed = on_card ? job.plan.host_bytes() : job.plan.bytes().total();
-  if (free == 0 || needed <= free) {
-    waiting_for_memory_.clear();
-    return true;
+  const uint64_t needed = on_card ? job.plan.host_bytes() + job.plan.pinned_bytes() : job.plan.bytes().total();
+  if (free != 0 && needed > free) {
+    SayItWaits(job, needed, free, "of the machine");
+    return false;
   }
-  if (waiting_for_memory_ != job.id) {
-    waiting_for_memory_ = job.id;
-    spdlog::warn("job {}: waits for memory: planned {} bytes, free {}", job.id, needed, free);
-    JobUpdate update;
-    update.events.emplace_back().set_warning(
-        StrCat("waits for memory: the plan takes ", needed >> 20, " MiB, ", free >> 20, " MiB are free"));
-    (void)context_.store->Update(job.id, {v1::QUEUED}, update);
+  // What running jobs were promised is theirs even before they have taken it. Where the card cannot be asked the worker
+  // ends for want of memory before anything is lost, and the job waits.
+  const auto card = on_card && options_.card ? options_.card() : std::nullopt;
+  if (card.has_value()) {
+    const uint64_t unpromised = card->total_bytes > promised ? card->total_bytes - promised : 0;
+    const uint64_t room = std::min(card->free_bytes, unpromised);
+    if (job.plan.bytes().total() > room) {
+      SayItWaits(job, job.plan.bytes().total(), room, StrCat("of ", card->name));
+      return false;
+    }
   }
-  return false;
+  waiting_for_memory_.clear();
+  return true;
+}
+
+void Scheduler::SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where) {
+  if (waiting_for_memory_ == job.id) return;
+  waiting_for_memory_ = job.id;
+  spdlog::warn("job {}: waits for memory {}: planned {} bytes, free {}", job.id, where, needed, free);
+  JobUpdate update;
+  update.events.emplace_back().set_warning(
+      StrCat("waits for memory ", where, ": the plan takes ", needed >> 20, " MiB, ", free >> 20, " MiB are free"));
+  (void)context_.store->Update(job.id, {v1::QUEUED}, update);
 }
 
 // Nothing is started on a disk that is as good as full: it would only fail.
@@ -174,7 +210,7 @@ void Scheduler::StartNext() {
       look_again_ = delayed->second;
       return;
     }
-    if (running_.size() >= options_.max_running || !FitsNow(job)) {
+    if (!FitsNow(job)) {
       lock.unlock();
       return MakeRoomFor(job);
     }
@@ -182,6 +218,8 @@ void Scheduler::StartNext() {
     Running& running = running_[job.id];
     running.priority = job.priority;
     running.preemptible = job.preemptible;
+    running.on_card = OnCard(job.plan);
+    running.card_bytes = running.on_card ? job.plan.bytes().total() : 0;
     running.runner = std::make_unique<JobRunner>(context_, job.id);
     running.thread = std::thread([this, runner = running.runner.get()] { RunOne(runner); });
   }

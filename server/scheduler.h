@@ -1,6 +1,6 @@
 // Which job runs when: strictly by priority, then by its place in the queue; a later job never overtakes one that waits
-// for memory (jobs that wait for other jobs are passed over). On the CPU one job at a time, and only when its planned
-// bytes fit into the memory that is free. A running job that allows it is moved aside for a waiting one of higher
+// for memory (jobs that wait for other jobs are passed over). On the CPU one job at a time; on a card as many as fit: a
+// job starts when its planned bytes are free. A running job that allows it is moved aside for a waiting one of higher
 // priority. Jobs held for a resource go on when it is back. Not here: what an attempt does (job_runner), what may enter
 // the queue (admission).
 #pragma once
@@ -11,20 +11,25 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/cards.h"
 #include "server/job_runner.h"
 
 namespace hone {
 
 struct SchedulerOptions {
-  size_t max_running = 1;
+  size_t max_running = 1;          // on the CPU
+  size_t max_running_on_card = 4;  // they share its time
   std::chrono::milliseconds retry_delay =
       std::chrono::seconds(2);              // times the failures, before a crashed job starts again
   std::function<uint64_t()> free_memory;    // bytes; null: what the machine has available
+  // The card that jobs run on; null, or nullopt: unknown, then it is the worker that finds out.
+  std::function<std::optional<CardReading>()> card;
   std::function<uint64_t()> free_disk;      // bytes of the state folder; null: what its file system says
   std::function<absl::Status()> probe_gpu;  // whether the cards answer; null: ProbeGpu
   // How often jobs that are held for a resource are looked at; each time the same job is held again it waits twice as
@@ -57,6 +62,8 @@ class Scheduler {
   absl::Status Hold(const std::string& job_id, const std::string& message);
   // What keeps jobs from starting now, for people; "": nothing.
   std::string Problem();
+  // Device memory that a plan may count on: what is free now and what running jobs will give back; 0: unknown.
+  uint64_t CardBudget();
   // Starts nothing more, lets what runs checkpoint and go back to the queue, and returns when no worker is left.
   void Drain();
 
@@ -68,6 +75,8 @@ class Scheduler {
     int32_t priority = 0;
     bool preemptible = false;
     bool preempted = false;
+    bool on_card = false;
+    uint64_t card_bytes = 0;  // planned
   };
   struct Held {
     std::chrono::milliseconds wait;
@@ -80,6 +89,8 @@ class Scheduler {
   // Starts the job at the head of the queue if it may run now.
   void StartNext();
   bool FitsNow(const QueuedJob& job);
+  // Says once that this job waits for memory.
+  void SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where);
   bool DiskHasRoom();
   // Moves aside the running job of lowest priority below this one's, if it allows that.
   void MakeRoomFor(const QueuedJob& job);

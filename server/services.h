@@ -15,6 +15,7 @@
 #include "hone/v1/models.grpc.pb.h"
 #include "server/admission.h"
 #include "server/blobs.h"
+#include "server/cards.h"
 #include "server/doorman.h"
 #include "server/event_hub.h"
 #include "server/executor.h"
@@ -33,6 +34,7 @@ struct ServiceContext {
   Scheduler* scheduler = nullptr;
   Admission* admission = nullptr;
   BlobStore* blobs = nullptr;
+  const Cards* cards = nullptr;
   Executor* quick = nullptr;         // the store and files: never waits for a worker
   Executor* streams = nullptr;       // what feeds server streams: many watchers delay no other call
   Executor* slow = nullptr;          // plans, validations, inspections

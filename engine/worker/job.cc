@@ -243,7 +243,15 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& o
   }
   if (options.budget_bytes > 0 && target.backend == BackendKind::kCpu)
     target.free_bytes = std::min(target.free_bytes, options.budget_bytes);
-  return MakePlan(run, target);
+  // What the daemon's own jobs hold now they will have given back when this one's turn comes.
+  if (options.card_budget_bytes > 0 && target.backend == BackendKind::kCuda && !IsCard(options.device))
+    target.free_bytes = options.card_budget_bytes;
+  HONE_ASSIGN_OR_RETURN(v1::Plan plan, MakePlan(run, target));
+  if (target.backend == BackendKind::kCpu && CudaBuilt()) {
+    if (const auto card = CudaCardName(); !card.ok())
+      plan.set_reason(StrCat(plan.reason(), "; no CUDA: ", card.status().message()));
+  }
+  return plan;
 }
 
 absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOptions& options, TrainEvents& events) {

@@ -144,7 +144,7 @@ absl::Status RunPlan(const v1::Assign& assign, Channel& channel) {
   HONE_ASSIGN_OR_RETURN(
       const v1::Plan plan,
       PlanJob(prepared, {assign.runs(0).device(), assign.memory_budget_bytes(), static_cast<int>(assign.threads()),
-                         MachineCacheFolder(assign.runs(0).reference_cache_dir())}));
+                         MachineCacheFolder(assign.runs(0).reference_cache_dir()), assign.card_budget_bytes()}));
   v1::FromWorker message;
   *message.mutable_plan() = plan;
   channel.Send(message);

@@ -9,8 +9,8 @@
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/nvml.h"
 #include "kernels/cuda/probe.h"
+#include "proto/base/nvml.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -64,7 +64,7 @@ class MemoryAccount {
  public:
   explicit MemoryAccount(int device) {
     char bus_id[32] = {};
-    if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) == cudaSuccess) nvml_ = cuda::NvmlDevice::Open(bus_id);
+    if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) == cudaSuccess) nvml_ = NvmlDevice::Open(bus_id);
     if (nvml_ != nullptr) used_before_ = nvml_->UsedBytes();
   }
   std::string driver() const { return nvml_ == nullptr ? "" : nvml_->driver(); }
@@ -76,7 +76,7 @@ class MemoryAccount {
   }
 
  private:
-  std::unique_ptr<cuda::NvmlDevice> nvml_;
+  std::unique_ptr<NvmlDevice> nvml_;
   uint64_t used_before_ = 0;
 };
 

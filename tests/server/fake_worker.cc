@@ -13,6 +13,7 @@
 //   big-plan       a plan of 2^60 bytes that "fits"
 //   deaf           does not hear that it is to stop
 //   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
+//   card=N         a plan of N bytes on a card
 //   memory-taken=N the first N attempts end while starting for want of memory that a plan had counted on
 //   say=N          N bytes to stderr (the log) at each step
 //   fill-at-export fills the disk before it writes its results, once
@@ -101,6 +102,10 @@ void Plan(const v1::Run& run, const Script& script) {
   message.mutable_plan()->set_device(run.device().empty() ? "cpu" : run.device());
   message.mutable_plan()->set_steps(static_cast<uint32_t>(script.Number("steps", 4)));
   message.mutable_plan()->mutable_bytes()->set_total(script.Has("big-plan") ? uint64_t{1} << 60 : 1 << 20);
+  if (const auto bytes = script.Number("card", 0); bytes > 0) {
+    message.mutable_plan()->set_device("NVIDIA Fake");
+    message.mutable_plan()->mutable_bytes()->set_total(static_cast<uint64_t>(bytes));
+  }
   if (script.Has("too-big")) message.mutable_plan()->add_changes("data.max_length: 16");
   Send(message);
   message.set_report_json("{\"rows\": 1, \"train\": \"" + run.spec().data().train() + "\"}");

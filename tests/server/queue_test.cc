@@ -31,6 +31,7 @@ class QueueTest : public testing::Test {
     options.scheduler.retry_delay = milliseconds(10);
     options.scheduler.hold_poll = milliseconds(50);
     options.scheduler.free_memory = [] { return uint64_t{1} << 40; };
+    options.scheduler.card = [this] { return card_; };
     options.scheduler.free_disk = [this] { return free_disk_.load(); };
     options.scheduler.probe_gpu = [this] {
       return gpu_healthy_ ? absl::OkStatus() : absl::UnavailableError("the GPU is lost");
@@ -77,12 +78,36 @@ class QueueTest : public testing::Test {
   Folder folder_;
   RunnerOptions runner_ = Quick();
   RetentionOptions retention_;
+  std::optional<CardReading> card_;
   uint64_t max_jobs_ = 1000;
   std::atomic<uint64_t> free_disk_{uint64_t{1} << 40};
   std::atomic<bool> gpu_healthy_{true};
   std::unique_ptr<Daemon> daemon_;
   std::unique_ptr<Client> client_;
 };
+
+TEST_F(QueueTest, JobsThatFitACardTogetherRunTogetherAndTheNextWaits) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  card_ = CardReading{.name = "NVIDIA Fake", .total_bytes = 10 * kGiB, .free_bytes = 9 * kGiB, .used_bytes = kGiB};
+  Restart();
+  const std::string four = StrCat("steps=100000 sleep=10 card=", 4 * kGiB);
+  const std::string first = client_->MustCreate(Spec(four)), second = client_->MustCreate(Spec(four));
+  ASSERT_TRUE(client_->AwaitState(first, v1::RUNNING));
+  ASSERT_TRUE(client_->AwaitState(second, v1::RUNNING));
+  // The driver still shows 9 GiB free, but 8 of 10 are promised.
+  const std::string third = client_->MustCreate(Spec(StrCat("steps=1 card=", 4 * kGiB)));
+  std::this_thread::sleep_for(milliseconds(300));
+  EXPECT_EQ(client_->Get(third).state(), v1::QUEUED);
+  std::string warning;
+  client_->Watch(third, 0, nullptr, [&](const v1::JobEvent& event) {
+    if (event.has_warning()) warning = event.warning();
+    return warning.empty();
+  });
+  EXPECT_EQ(warning, "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free");
+  End(first);
+  EXPECT_EQ(client_->Await(third).state(), v1::SUCCEEDED);
+  End(second);
+}
 
 TEST_F(QueueTest, ARunningJobPausesAndGoesOnFromItsCheckpoint) {
   const std::string id = client_->MustCreate(Spec("steps=30 sleep=10 save=1000"));
