@@ -53,8 +53,7 @@ struct CommandLine::Options {
   std::string validate_file;
   std::vector<std::string> validate_sets;
   std::vector<std::string> uploads;
-  std::string import_path;
-  std::string import_name;
+  ModelImportOptions import_model;
   std::string model;
   std::vector<std::string> models;
   GenerateOptions generate;
@@ -328,11 +327,14 @@ void CommandLine::AddModels() {
   models->require_subcommand(1);
   CLI::App* import = Command(*models, "import", "Register a model; its files stay where they are",
                              "  hone models import ~/models/Qwen2.5-0.5B --name qwen\n");
-  import->add_option("PATH", options_->import_path, "A .gguf file or a Hugging Face folder")->required();
-  import->add_option("--name", options_->import_name, "Name in the registry (default: from the file)")
-      ->type_name("NAME");
+  ModelImportOptions& m = options_->import_model;
+  import->add_option("PATH", m.path, "A .gguf file or a Hugging Face folder")->required();
+  import->add_option("--name", m.name, "Name in the registry (default: from the file)")->type_name("NAME");
+  import->add_option("--quantize", m.quantize, "Write a quantised copy once and register that")
+      ->check(CLI::IsMember({"nf4"}));
+  import->add_option("--output", m.output, "Folder for the copy (default: in the state folder)")->type_name("FOLDER");
   import->callback([this] {
-    chosen_ = [this] { return RunModelsImport(context_, options_->import_path, options_->import_name);
+    chosen_ = [this] { return RunModelsImport(context_, options_->import_model);
 };
 });
 CLI::App* list = Command(*models, "ls", "List models", "  hone models ls\n");

@@ -101,7 +101,12 @@ int RunPlan(Context& context, const PlanOptions& options);
 int RunDataValidate(Context& context, const std::string& file, const std::vector<std::string>& sets);
 int RunDataUpload(Context& context, const std::vector<std::string>& files);
 
-int RunModelsImport(Context& context, const std::string& path, const std::string& name);
+struct ModelImportOptions {
+  std::string path, name;
+  std::string quantize;  // "nf4": a quantised copy is written and that is registered; empty: the model as it is
+  std::string output;    // where to; empty: <state>/models/NAME
+};
+int RunModelsImport(Context& context, const ModelImportOptions& options);
 int RunModelsList(Context& context);
 int RunModelsGet(Context& context, const std::string& name);
 int RunModelsRemove(Context& context, const std::vector<std::string>& names);

@@ -1,7 +1,17 @@
 // hone models import, ls, get, rm.
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "client/commands.h"
+#include "client/places.h"
 #include "client/report.h"
 #include "proto/base/status.h"
 #include "proto/spec/message_json.h"
@@ -24,14 +34,57 @@ void PrintModel(const Context& context, const v1::Model& model, bool details) {
   }
 }
 
+// A worker writes the quantised form of `model` to `output`: this program opens no model itself.
+absl::Status Quantise(const std::string& model, const std::string& format, const std::string& output) {
+  const std::string program = ProgramDirectory() + "/honed-worker";
+  std::vector<std::string> words = {program, "export", "--model", model, "--format", format, "--output", output};
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);  // its receipt; errors stay on stderr
+  pid_t pid = 0;
+  const int spawned = posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (spawned != 0) return FailedPrecondition("cannot start ", program, ": ", std::strerror(spawned));
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0) {
+    if (errno != EINTR) return Internal("waiting for ", program, ": ", std::strerror(errno));
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
+  return FailedPrecondition("quantising ", model, " failed; what honed-worker said is above");
+}
+
+// Where a quantised copy goes if the user does not say: beside what the daemon of this user keeps.
+std::string QuantisedFolder(const Context& context, const std::string& model, const std::string& name,
+                            const std::string& format) {
+  const std::string stem = name.empty() ? std::filesystem::path(model).filename().string() : name;
+  return StrCat(UserStateDir(context.environment), "/models/", stem, name.empty() ? "-" + format : "");
+}
+
 }  // namespace
 
-int RunModelsImport(Context& context, const std::string& path, const std::string& name) {
-  const std::string absolute = AbsolutePath(context.environment, path);
+int RunModelsImport(Context& context, const ModelImportOptions& options) {
+  std::string absolute = AbsolutePath(context.environment, options.path);
+  while (absolute.size() > 1 && absolute.back() == '/') absolute.pop_back();
   std::error_code error;
   if (!std::filesystem::exists(absolute, error)) return Fail(context, InvalidArgument("nothing at ", absolute));
+  if (options.quantize.empty() && !options.output.empty()) {
+    return Fail(context, InvalidArgument("--output is for --quantize: other models stay where they are"));
+  }
+  if (!options.quantize.empty()) {
+    const std::string output = options.output.empty()
+                                   ? QuantisedFolder(context, absolute, options.name, options.quantize)
+                                   : AbsolutePath(context.environment, options.output);
+    Note(context, StrCat("Writing ", options.quantize, " of ", absolute, " to ", output));
+    if (const absl::Status written = Quantise(absolute, options.quantize, output); !written.ok()) {
+      return Fail(context, written);
+    }
+    absolute = output;
+  }
   HONE_TRY(Client* const client, context.Connect());
-  HONE_TRY(const v1::Model model, client->ImportModel(name, absolute));
+  HONE_TRY(const v1::Model model, client->ImportModel(options.name, absolute));
   PrintModel(context, model, false);
   return kExitOk;
 }
