@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "proto/base/status.h"
+#include "proto/spec/spec.h"
 #include "server/errors.h"
 #include "server/worker_call.h"
 
@@ -77,6 +78,11 @@ absl::StatusOr<v1::Run> GeneratePump::MakeRun() const {
     }
     auto path = context_->admission->ModelPath(request_.model());
     if (!path.ok()) return WithField(path.status(), "model");
+    if (IsModelPath(request_.model()) && request_.model()[0] == '/' && !UserMayRead(uid_, request_.model())) {
+      return WithReason(
+          WithField(absl::PermissionDeniedError(ToAbsl(StrCat("model: user ", uid_, " may not read it"))), "model"),
+          "NOT_READABLE");
+    }
     run.set_model_path(*path);
     run.mutable_spec()->mutable_model()->set_source(*path);
     return run;

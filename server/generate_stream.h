@@ -15,8 +15,9 @@ namespace hone {
 
 class GeneratePump final : public StreamPump<v1::GenerateModelResponse> {
  public:
-  GeneratePump(ServiceContext* context, v1::GenerateModelRequest request)
-      : context_(context), request_(std::move(request)) {}
+  // `uid`: who asks; a model named by its path must be that user's to read.
+  GeneratePump(ServiceContext* context, v1::GenerateModelRequest request, int64_t uid)
+      : context_(context), request_(std::move(request)), uid_(uid) {}
 
  private:
   static constexpr size_t kMaxPending = 256;
@@ -33,6 +34,7 @@ class GeneratePump final : public StreamPump<v1::GenerateModelResponse> {
 
   ServiceContext* context_;
   const v1::GenerateModelRequest request_;
+  const int64_t uid_;
   std::weak_ptr<StreamPump> weak_;
   bool begun_ = false;
 

@@ -138,7 +138,8 @@ grpc::ServerUnaryReactor* ModelsService::DeleteModel(grpc::CallbackServerContext
 
 grpc::ServerWriteReactor<v1::GenerateModelResponse>* ModelsService::Generate(grpc::CallbackServerContext* call,
                                                                              const v1::GenerateModelRequest* request) {
-  return StreamPump<v1::GenerateModelResponse>::Create<GeneratePump>(context_->streams, call, context_, *request);
+  return StreamPump<v1::GenerateModelResponse>::Create<GeneratePump>(context_->streams, call, context_, *request,
+                                                                     CallerOf(*context_, *call).uid);
 }
 
 }  // namespace hone

@@ -178,6 +178,23 @@ TEST_F(WithDaemon, CloneSweepMoveTopAndReport) {
   EXPECT_THAT(Hone({"report", id, "--output", "-", "--no-data", "--ask", "What?"}).out, HasSubstr("Before and after"));
 }
 
+TEST_F(WithDaemon, TopRedrawsAndLeavesTheTerminalAsItWas) {
+  if (!HaveTerminal()) GTEST_SKIP() << "no pseudo-terminals here";
+  ASSERT_EQ(Start().code, 0);
+  const std::string id = FirstLine(Hone({"submit", Job("steps=400 sleep=20"), "-q"}));
+  ASSERT_EQ(Hone({"wait", id, "--for", "running", "--timeout", "20"}).code, 0);
+  RunOptions options = options_;
+  options.terminal = true;
+  options.interrupt_after = "tok/s";
+  const Result top = RunHone(options, {"top", "--interval", "0.2"});
+  EXPECT_EQ(top.code, 0);
+  EXPECT_THAT(top.out, HasSubstr("\x1b[?1049h"));
+  EXPECT_THAT(top.out, HasSubstr("q quits"));
+  EXPECT_EQ(top.out.substr(top.out.size() - 14), "\x1b[?25h\x1b[?1049l");
+  EXPECT_EQ(nlohmann::json::parse(Hone({"get", id, "-o", "json"}).out)["state"], "RUNNING");
+  EXPECT_EQ(Hone({"cancel", id}).code, 0);
+}
+
 TEST_F(WithDaemon, ContextsNameDaemons) {
   ASSERT_EQ(Start().code, 0);
   EXPECT_EQ(Hone({"config", "set", "mine", "--at-socket", folder_ / "run/hone/honed.sock"}).code, 0);
