@@ -1,5 +1,6 @@
 #include "engine/plan/cards.h"
 
+#include <cctype>
 #include <string>
 
 #include "proto/base/status.h"
@@ -26,8 +27,40 @@ constexpr Card kCards[] = {
 };
 constexpr double kForwardShare = 0.65, kBackwardShare = 0.5;
 constexpr double kLaunchSeconds = 2.5e-6;
+// Without tensor cores products run at about an eighth (H100: a twelfth, RTX 3090: a half).
+constexpr double kFp32Share = 0.125;
+
+Rates RatesOfRow(const Card& row, DType activation_dtype) {
+  Rates rates;
+  rates.gemm_flops = activation_dtype == DType::kF32 ? kFp32Share * row.gemm_flops : row.gemm_flops;
+  rates.attention_forward_flops = kForwardShare * rates.gemm_flops;
+  rates.attention_backward_flops = kBackwardShare * rates.gemm_flops;
+  rates.copy_bytes = row.copy_bytes;
+  rates.link_bytes = row.link_bytes;
+  rates.half_rate_tiles = row.half_rate_tiles;
+  rates.half_rate_length = kHalfRateLength;
+  rates.launch_seconds = kLaunchSeconds;
+  return rates;
+}
+
+// "NVIDIA GeForce RTX 3090" holds "rtx3090".
+std::string Squeezed(std::string_view name) {
+  std::string out;
+  for (const char c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) != 0) out += static_cast<char>(std::tolower(c));
+  }
+  return out;
+}
 
 }  // namespace
+
+Rates TableRates(std::string_view driver_name, DType activation_dtype) {
+  const std::string name = Squeezed(driver_name);
+  for (const Card& row : kCards) {
+    if (name.find(row.name) != std::string::npos) return RatesOfRow(row, activation_dtype);
+  }
+  return RatesOfRow(kCards[0], activation_dtype);
+}
 
 absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_dtype) {
   std::string known;
@@ -39,14 +72,7 @@ absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_
       target.activation_dtype = activation_dtype;
       target.free_bytes = row.mebibytes << 20;
       target.context_bytes = kCudaContextBytes;
-      target.rates.gemm_flops = row.gemm_flops;
-      target.rates.attention_forward_flops = kForwardShare * row.gemm_flops;
-      target.rates.attention_backward_flops = kBackwardShare * row.gemm_flops;
-      target.rates.copy_bytes = row.copy_bytes;
-      target.rates.link_bytes = row.link_bytes;
-      target.rates.half_rate_tiles = row.half_rate_tiles;
-      target.rates.half_rate_length = kHalfRateLength;
-      target.rates.launch_seconds = kLaunchSeconds;
+      target.rates = RatesOfRow(row, activation_dtype);
       return target;
     }
     known += StrCat(known.empty() ? "" : ", ", row.name);

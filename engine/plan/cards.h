@@ -17,6 +17,9 @@ inline constexpr uint64_t kCudaOpenedBytes = uint64_t{558} << 20;
 inline constexpr uint64_t kCudaGrowthBytes = uint64_t{40} << 20;
 inline constexpr uint64_t kCudaContextBytes = kCudaOpenedBytes + kCudaGrowthBytes;
 
+// For a card by the driver's name where nothing could be measured; one that is not in the table counts as the first.
+Rates TableRates(std::string_view driver_name, DType activation_dtype);
+
 absl::StatusOr<PlanTarget> TargetOfCard(std::string_view card, DType activation_dtype);
 
 }  // namespace hone

@@ -48,7 +48,8 @@ RunLaunches::RunLaunches(const PreparedRun& run) : run_(run), reference_(Referen
     int64_t tokens = 0, mismatched = 0;
     for (uint32_t index : order.Next(&cursor)) {
       tokens += run.data.train.examples[index].length();
-      if (run.needs.mismatched) mismatched += run.data.train.kl[index].length() - run.data.train.kl[index].prompt_length;
+      if (run.needs.mismatched)
+        mismatched += run.data.train.kl[index].length() - run.data.train.kl[index].prompt_length;
     }
     step_tokens_ = std::max(step_tokens_, tokens + mismatched);
     train_tokens_ += static_cast<uint64_t>(tokens);

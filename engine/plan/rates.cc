@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "engine/plan/cards.h"
 #include "kernels/arena.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/file.h"
@@ -194,12 +195,15 @@ absl::StatusOr<Rates> MeasureRates(Backend& backend) {
 absl::StatusOr<Rates> RatesOf(Backend& backend, const std::string& cache_folder) {
   if (backend.ops().backend() != BackendKind::kCuda) return Rates();
   const std::string path = cache_folder.empty() ? "" : FileOf(backend, cache_folder);
+  const DType dtype = backend.ops().activation_dtype();
+  if (dtype != DType::kBF16) return TableRates(backend.name(), dtype);  // measured in bf16 only
   if (!path.empty()) {
     const absl::StatusOr<Rates> kept = Read(path);
     if (kept.ok()) return kept;
   }
-  if (backend.ops().activation_dtype() != DType::kBF16) return Rates();  // measured in bf16 only
-  HONE_ASSIGN_OR_RETURN(Rates rates, MeasureRates(backend));
+  const absl::StatusOr<Rates> measured = MeasureRates(backend);
+  if (!measured.ok()) return TableRates(backend.name(), dtype);  // the card is full: another time
+  Rates rates = *measured;
   if (path.empty()) return rates;
   nlohmann::ordered_json json = {{"version", kVersion}};
   VisitRates(rates, [&](const char* name, double& rate) { json[name] = rate; });

@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <numeric>
 
+#include "engine/plan/cards.h"
+#include "engine/plan/cost.h"
 #include "engine/plan/levels.h"
 #include "engine/plan/planner.h"
 #include "engine/worker/job.h"
@@ -74,6 +76,50 @@ TEST(Recompute, IsWrittenAsRunsOfLayers) {
   for (const char* bad : {"", "some", "none:2", "none:4", "none:1,full", "none:x,full:1", "none:0,full:3", "none:-1"}) {
     EXPECT_FALSE(ParseRecompute(bad, 3).ok()) << bad;
   }
+}
+
+TEST(Cost, TellsSmallProductsAndShortDocumentsApart) {
+  Rates rates;
+  rates.gemm_flops = 1e12;
+  rates.copy_bytes = 1e12;
+  rates.half_rate_tiles = 10;
+  rates.attention_forward_flops = rates.attention_backward_flops = 1e12;
+  rates.half_rate_length = 100;
+  const auto ops = MakeDryOps(BackendKind::kCuda, DType::kBF16, ToDryRates(rates));
+  auto product = [&](int64_t m) {
+    ops->ResetCounts();
+    Tensor a{reinterpret_cast<void*>(256), DType::kBF16, m, 256, 256};
+    Tensor b = a, c = a;
+    b.rows = 256;
+    c.cols = c.pitch = 256;
+    ops->Matmul(a, Transpose::kNo, b, Transpose::kYes, c);
+    return CostOf(ops->counts(), rates);
+  };
+  const StepCost small = product(128), large = product(128 * 100);
+  EXPECT_NEAR(large.gemm, 100 * small.gemm, 1e-12);
+  EXPECT_NEAR(small.launches, small.gemm * 5, 1e-9);         // 2 tiles of 10: a sixth of the rate
+  EXPECT_NEAR(large.launches, large.gemm * 10 / 200, 1e-9);  // 200 tiles
+  auto attention = [&](int32_t document) {
+    ops->ResetCounts();
+    std::vector<Segment> segments;
+    for (int32_t begin = 0; begin < 1000; begin += document)
+      segments.push_back({begin, document, begin, document, 0, 0});
+    Tensor q{reinterpret_cast<void*>(256), DType::kBF16, 1000, 64, 64};
+    Tensor lse{reinterpret_cast<void*>(256), DType::kF32, 1000, 1, 1};
+    Tensor device{reinterpret_cast<void*>(256), DType::kI32, static_cast<int64_t>(segments.size()), 6, 6};
+    ops->Attention(q, q, q, {segments, device}, {1, 1, 64, 1, 0, 0}, q, lse);
+    return CostOf(ops->counts(), rates).attention * 1e12 / ops->counts().attention_flops;
+  };
+  EXPECT_NEAR(attention(1000), 1.1, 1e-9);
+  EXPECT_NEAR(attention(100), 2.0, 1e-9);
+}
+
+TEST(Cards, AreKnownByTheDriversNames) {
+  EXPECT_EQ(TableRates("NVIDIA GeForce RTX 4090", DType::kBF16).copy_bytes, 1008e9);
+  EXPECT_EQ(TableRates("NVIDIA H100 80GB HBM3", DType::kBF16).gemm_flops, 786e12);
+  EXPECT_LT(TableRates("NVIDIA H100 80GB HBM3", DType::kF32).gemm_flops, 200e12);
+  EXPECT_EQ(TableRates("Some Other Card", DType::kBF16).copy_bytes, 936e9);
+  EXPECT_FALSE(TargetOfCard("rtx5", DType::kBF16).ok());
 }
 
 TEST_F(PlanTest, EachPolicyKeepsItsWord) {
