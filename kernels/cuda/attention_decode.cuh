@@ -16,6 +16,7 @@ struct DecodeTiles {
   static constexpr int Keys = kD > 128 ? 64 : 128, kWarpKeys = Keys / Warps;  // of a block, of a warp
   static constexpr int kQBytes = Tile<D>::Bytes(16), kKeyBytes = Tile<D>::Bytes(Keys);
   static constexpr int kSharedBytes = kQBytes + 2 * kKeyBytes + Warps * 16 * 8;
+  static_assert(kSharedBytes <= kSmallShared);
   static_assert(Warps * 16 * D * 4 <= 2 * kKeyBytes, "outputs of all warps lie where keys and values lay");
 };
 

@@ -305,6 +305,7 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) KeyGradient(const
 
 template <typename C>
 void LaunchKeyGradient(const BackwardArgs& args, HostSegments host, cudaStream_t stream) {
+  static_assert(Fits<C>());
   LaunchTiles(
       KeyGradient<C>, args, host, args.problem.heads / args.problem.group,
       [](const Segment& s) { return KeyLevels(s, C::kRows); }, C::kThreads, C::kSharedBytes, stream);

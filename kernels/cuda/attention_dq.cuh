@@ -195,6 +195,7 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm)
 
 template <typename C>
 void LaunchQueryGradient(const BackwardArgs& args, HostSegments host, cudaStream_t stream) {
+  static_assert(Fits<C>());
   const int queries = C::kRows / args.problem.pack;
   LaunchTiles(
       QueryGradient<C>, args, host, args.problem.heads / args.problem.pack,

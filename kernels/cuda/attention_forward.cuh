@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(C::kThreads, C::BlocksPerSm) Forward(const __g
 
 template <typename C>
 void LaunchForward(const ForwardArgs& args, HostSegments host, cudaStream_t stream) {
+  static_assert(Fits<C>());
   const int queries = C::kRows / args.problem.pack, decode_most = args.problem.decode_most;
   LaunchTiles(
       Forward<C>, args, host, args.problem.heads / args.problem.pack,

@@ -63,6 +63,13 @@ __host__ __device__ inline int2 KeyLevels(const Segment& s, int rows) {
   return make_int2(0, (s.kv_len + rows - 1) / rows);
 }
 
+// What blocks may have: 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80.
+constexpr int kSmallShared = 99 * 1024, kLargeShared = 163 * 1024;
+template <typename C>
+constexpr bool Fits() {
+  return C::kSharedBytes <= (C::MT == 1 ? kSmallShared : kLargeShared);
+}
+
 // One block per tile and head of `heads`; levels(segment) as the kernel counts them.
 template <typename Args, typename Levels>
 void LaunchTiles(void (*kernel)(Args), Args args, HostSegments host, int heads, Levels levels, int threads,

@@ -29,8 +29,8 @@ struct Problem {
   const Segment* segments;
   int count;
   int classes;       // of FindTile
-  int heads, group;    // group: query heads of one kv head
-  int pack;            // query heads that share a tile of queries: 1, 2 or 4, a divisor of group
+  int heads, group;  // group: query heads of one kv head
+  int pack;          // query heads that share a tile of queries: 1, 2 or 4, a divisor of group
   int head_dim;
   int window;  // kNoWindow: all
   float scale;

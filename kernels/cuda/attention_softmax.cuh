@@ -28,7 +28,6 @@ struct RunningSoftmax {
       most = WarpMax<4>(most);
       keep[half] = 1;
       if ((most - top[m][half]) * exponent > kSlack) {
-
         keep[half] = Exp2((top[m][half] - most) * exponent);
         top[m][half] = most;
       }
