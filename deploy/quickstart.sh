@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a bare Debian 12 machine to a model that was trained here: installs packages, builds Hone, fetches
-# SmolLM2-135M-Instruct, starts honed, runs a KTO job that teaches the model to answer in one short sentence, and shows the
-# answers to questions that were not in the training data, before and after. Can be run again; what is there is used.
+# SmolLM2-135M-Instruct, starts honed, runs a KTO job (on the card, where there is one) that teaches the model to answer in
+# one short sentence, and shows the answers to questions that were not in the training data, before and after. Can be run
+# again; what is there is used.
 #
 #   deploy/quickstart.sh [--model FILE.gguf]     --model: use this file (or a Hugging Face folder), fetch nothing
 #
@@ -71,7 +72,7 @@ if [ "$known" != "$model" ]; then hone models import "$model" --name "$name"; fi
 # ---- training
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-say "training: KTO on $(wc -l <deploy/quickstart/train.jsonl) answers. Until the CUDA engine is complete every job runs on the CPU"
+say "training: KTO on $(wc -l <deploy/quickstart/train.jsonl) answers, on $([ -n "$card" ] && echo "${card%,*}" || echo "the CPU")"
 job=$(hone submit deploy/quickstart/job.yaml --watch --set "model.source=$name" \
   --set "data.train=$here/deploy/quickstart/train.jsonl") || die "the job did not succeed: hone get $job, hone logs $job"
 
@@ -85,9 +86,9 @@ hone get "$job" -o json >"$scratch/job.json"
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 jq -c --arg model "$name" --arg path "$model" --arg build "$own_build" --arg cpu "$cpu, $(nproc) threads" \
-  --arg device "cpu" --argjson seconds "$(($(date +%s) - begin))" '
+  --argjson seconds "$(($(date +%s) - begin))" '
   (.result_json | fromjson) as $result
-  | {model: $model, model_path: $path, job: .id, build_id: $build, device: $device, cpu: $cpu,
+  | {model: $model, model_path: $path, job: .id, build_id: $build, device: .plan.device, cpu: $cpu,
      training_seconds: $result.training_seconds, tokens_per_second: $result.tokens_per_second,
      reference_seconds: $result.reference_seconds, tokens: $result.tokens, total_seconds: $seconds}' \
   "$scratch/job.json" >"$scratch/run.json"
