@@ -102,7 +102,6 @@ void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor
 void LinearProduct(Ops& ops, const LinearGroup& group, Tensor w, Tensor x_aug, Tensor addend, Tensor y) {
   const Tensor rows = w.Rows(0, group.outputs());
   if (addend.empty()) return ops.Matmul(x_aug, kNo, rows, kYes, y);
-  if (addend.data == y.data) return ops.Matmul(x_aug, kNo, rows, kYes, y, 1, 1);
   ops.MatmulAdd(x_aug, kNo, rows, kYes, addend, y);
 }
 
@@ -111,7 +110,7 @@ int64_t StoredProductRows(const Ops& ops) { return ops.activation_dtype() == DTy
 
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y) {
-  if (!addend.empty() && addend.data != y.data) ops.Copy(addend, y);
+  if (!addend.empty()) ops.Copy(addend, y);
   const int64_t k = group.inputs();
   const Tensor x = x_aug.Cols(0, k);
   int64_t row = 0;

@@ -47,13 +47,13 @@ void RefreshKeptWeight(Ops& ops, const LinearGroup& group);
 
 // Writes the spare columns of x' [T, K + R].
 void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor w, Tensor x_aug);
-// y[T, N] <- x' W'^T (+ addend, which may be y itself; empty: none), x's spare columns already written.
+// y[T, N] <- x' W'^T (+ addend, which lies elsewhere; empty: none), x's spare columns already written.
 void LinearProduct(Ops& ops, const LinearGroup& group, Tensor w, Tensor x_aug, Tensor addend, Tensor y);
 
 // Launches of so many rows, in generation, use weights as stored.
 int64_t StoredProductRows(const Ops& ops);
-// The same from the weights as stored, for at most kWeightMatmulRows rows: y[T, N] <- x W^T + s x A^T B^T (+ addend, which
-// may be y itself; empty: none). `act` has the adapter's values in the activations' dtype; x's spare columns are
+// The same from the weights as stored, for at most kWeightMatmulRows rows: y[T, N] <- x W^T + s x A^T B^T (+ addend; empty:
+// none). `act` has the adapter's values in the activations' dtype; x's spare columns are
 // scratch.
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y);
