@@ -51,6 +51,7 @@ OpCase AttentionCase(const AttentionLayout& layout, const AttentionShape& shape)
 OpCase AttentionBackwardCase(const AttentionLayout& layout, const AttentionShape& shape);
 // --- cases_head.cc
 OpCase LogProbCase(int64_t rows, int64_t vocabulary, LogitTransform transform, LogProbMode mode, bool fp32_logits);
+OpCase LogProbModesCase(int64_t rows, int64_t vocabulary, LogitTransform transform);
 OpCase SumSquaresCase(int64_t count);
 OpCase AdamWCase(int64_t count, float max_grad_norm, float weight_decay);
 

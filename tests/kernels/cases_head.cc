@@ -1,4 +1,6 @@
 // Log-probabilities and the optimiser.
+#include <memory>
+
 #include "kernels/reference/head.h"
 #include "kernels/reference/optim.h"
 #include "proto/base/status.h"
@@ -26,6 +28,40 @@ OpCase LogProbCase(int64_t rows, int64_t vocabulary, LogitTransform transform, L
                                            kGradient);
                                 },
                                 0, static_cast<double>((unit ? 2 : 1) * rows * vocabulary * BlockBytes(logits.dtype))};
+          }};
+}
+
+// Both modes give the same log p, bit for bit: a policy that is still its reference has a reward of exactly 0.
+OpCase LogProbModesCase(int64_t rows, int64_t vocabulary, LogitTransform transform) {
+  return {StrCat("log_prob_modes/m=", rows, ",v=", vocabulary, ",softcap=", transform.softcap), [=](CaseTensors& t) {
+            const Tensor logits = t.Random(t.act(), rows, vocabulary, 4);
+            std::vector<int32_t> targets;
+            for (int64_t i = 0; i < rows; ++i) targets.push_back(static_cast<int32_t>(t.Below(vocabulary)));
+            const Tensor target_tensor = t.Ints(targets);
+            const Tensor alone = t.Output(DType::kF32, 1, rows), with_gradient = t.Output(DType::kF32, 1, rows);
+            const Tensor differences = t.Output(DType::kF32, 1, rows);
+            const auto a = std::make_shared<std::vector<float>>(rows), b = std::make_shared<std::vector<float>>(rows);
+            return PreparedCase{[=](Ops& ops) {
+                                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kLogProbOnly, alone);
+                                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kUnitGradient,
+                                              with_gradient);
+                                  ops.Download(alone, a->data());
+                                  ops.Download(with_gradient, b->data());
+                                  for (int64_t i = 0; i < rows; ++i) (*a)[i] -= (*b)[i];
+                                  ops.Upload(a->data(), differences);
+                                  ops.Synchronize();
+                                },
+                                [=](CaseTensors& c) {
+                                  const auto before = c.MatrixBefore(logits);
+                                  const auto exact = reference::LogProb(before, targets, transform);
+                                  c.Expect("alone", alone, exact);
+                                  c.Expect("with gradient", with_gradient, exact);
+                                  c.Expect("gradient", logits,
+                                           reference::LogProbUnitGradient(before, targets, transform).values,
+                                           kGradient);
+                                  c.ExpectExactly("differences", differences, Values(static_cast<size_t>(rows), 0));
+                                },
+                                0, static_cast<double>(3 * rows * vocabulary * BlockBytes(logits.dtype))};
           }};
 }
 
@@ -80,6 +116,8 @@ void AddHeadCases(std::vector<OpCase>& cases) {
     cases.push_back(LogProbCase(5, 49152, {}, mode, false));
     cases.push_back(LogProbCase(3, 101, {}, mode, true));
   }
+  for (int64_t vocabulary : {101, 1000, 49152, 128256, 151936}) cases.push_back(LogProbModesCase(2, vocabulary, {}));
+  cases.push_back(LogProbModesCase(2, 128256, {1, 30}));
   for (int64_t n : {1, 63, 1000, 300001}) cases.push_back(SumSquaresCase(n));
   cases.push_back(AdamWCase(1, 0, 0));
   cases.push_back(AdamWCase(1001, 1, 0.01f));

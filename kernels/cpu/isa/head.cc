@@ -33,12 +33,19 @@ void Row(float* row, int64_t n, int32_t target, const Transform& transform, bool
   const float top = MaxLane(Max(best, best2));
   const float chosen = value(Splat(row[target]))[0];
 
-  // The exponentials are kept in place when the gradient follows and the raw logit is not needed again.
+  // The exponentials are kept in place when the gradient follows and the raw logit is not needed again. They are added
+  // in runs: a lane that took a whole vocabulary one by one would lose digits.
+  constexpr int64_t kRun = 64 * kLanes;
   VF sum{};
-  for (c = 0; c < whole; c += kLanes) {
-    const VF e = Exp(value(Load(row + c)) - top);
-    if (kPlain && unit_gradient) Store(row + c, e);
-    sum += e;
+  for (c = 0; c < whole;) {
+    const int64_t end = c + kRun < whole ? c + kRun : whole;
+    VF run{};
+    for (; c < end; c += kLanes) {
+      const VF e = Exp(value(Load(row + c)) - top);
+      if (kPlain && unit_gradient) Store(row + c, e);
+      run += e;
+    }
+    sum += run;
   }
   if (rest > 0) {
     const VF e = Exp(value(LoadPart(row + whole, rest)) - top);
