@@ -48,7 +48,7 @@ struct Options {
   std::string recompute, target = "all-linear";
   int64_t r = 16, steps = 8, warmup = 3, budget_mib = 0, micro_batch = 0, head_chunk = 0, seed = 0;
   int64_t offload = -1, mlp_chunk = -1, decoded_layers = -1, embedding_on_host = -1, row_multiple = -1;
-  std::string json;
+  std::string json, cache;
   bool products = false;
 };
 
@@ -485,13 +485,15 @@ absl::Status RunBench(const Options& options) {
   const std::string folder = StrCat(fs::temp_directory_path().string(), "/hone-bench-", ::getpid());
   fs::create_directories(folder);
   HONE_ASSIGN_OR_RETURN(const PreparedRun run, MakeRun(options, batch, folder));
-  HONE_ASSIGN_OR_RETURN(
-      v1::Plan plan, PlanJob(run, {.device = "cuda", .budget_bytes = static_cast<uint64_t>(options.budget_mib) << 20}));
+  HONE_ASSIGN_OR_RETURN(v1::Plan plan,
+                        PlanJob(run, {.device = "cuda",
+                                      .cache_folder = options.cache,
+                                      .card_budget_bytes = static_cast<uint64_t>(options.budget_mib) << 20}));
   HONE_RETURN_IF_ERROR(Override(options, run, plan));
   std::printf("planned at %.1f s: %s\n", Since(start), plan.reason().c_str());
   if (!plan.fits()) return ResourceExhausted(plan.reason());
 
-  HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend({v1::DEVICE_CUDA, v1::PRECISION_BF16, 0}));
+  HONE_ASSIGN_OR_RETURN(const auto backend, OpenBackend({v1::DEVICE_CUDA, v1::PRECISION_BF16, 0, options.cache}));
   EventClock clock(static_cast<CudaOps&>(backend->ops()).stream());
   clock.Grow(40000);
   TimedBackend timed(*backend, clock, run.files->config().vocab_size);
@@ -533,6 +535,7 @@ int main(int argc, char** argv) {
   app.add_option("--decoded-layers", o.decoded_layers);
   app.add_option("--embedding-on-host", o.embedding_on_host);
   app.add_option("--row-multiple", o.row_multiple);
+  app.add_option("--cache", o.cache, "Folder that keeps what was measured on this machine, as jobs have one");
   app.add_option("--json", o.json, "File that gets one JSON line more");
   app.add_flag("--products", o.products, "List products by shape");
   CLI11_PARSE(app, argc, argv);
