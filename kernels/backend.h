@@ -22,7 +22,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual Ops& ops() = 0;
-  virtual std::string name() const = 0;  // "cpu (2 threads)", "NVIDIA GeForce RTX 3090"
+  virtual std::string name() const = 0;              // "cpu (2 threads)", "NVIDIA GeForce RTX 3090"
   virtual std::string driver() const { return {}; }  // version of the card's driver, "580.82.07"; empty: none
   virtual uint64_t FreeBytes() const = 0;
   virtual absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) = 0;
@@ -51,6 +51,12 @@ struct CudaOptions {
 bool CudaBuilt();  // whether this build holds the CUDA back end
 // The card's name, or why OpenCuda would fail, as far as can be said without a context on the card; cheap.
 absl::StatusOr<std::string> CudaCardName(int device = 0);
+// The card as the driver tells without a context on it: nothing of it is used. Empty and 0 where it does not say.
+struct CudaCard {
+  std::string name, driver;
+  uint64_t free_bytes = 0;
+};
+absl::StatusOr<CudaCard> DescribeCuda(int device = 0);
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options = {});
 
 }  // namespace hone

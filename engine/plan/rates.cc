@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 constexpr uint64_t kBytes = uint64_t{288} << 20;
 constexpr uint64_t kPinnedBytes = uint64_t{64} << 20;
 constexpr double kCudaLaunchSeconds = 2.5e-6;
-constexpr int kVersion = 4;  // of the file
+constexpr int kVersion = 5;  // of the file
 
 // The best of three rounds of `count` runs, seconds each.
 double Time(Ops& ops, int count, const std::function<void()>& work) {
@@ -96,8 +96,8 @@ void MeasureAttention(Ops& ops, Arena arena, Rates& rates) {
   rates.attention_backward_flops = to_long * 10 * AttentionCase::kHeadDim * c.pairs() / backward;
 }
 
-std::string FileOf(const Backend& backend, const std::string& folder) {
-  std::string name = StrCat(backend.name(), "-", backend.driver());
+std::string FileOf(const std::string& card, const std::string& driver, const std::string& folder) {
+  std::string name = StrCat(card, "-", driver);
   for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '-';
   return StrCat(folder, "/rates-", name, ".json");
 }
@@ -113,23 +113,6 @@ void VisitRates(Rates& rates, const Visit& visit) {
   visit("half_rate_tiles", rates.half_rate_tiles);
   visit("half_rate_length", rates.half_rate_length);
   visit("launch_seconds", rates.launch_seconds);
-}
-
-// Not there, of another version or damaged: an error, and the rates are measured anew.
-absl::StatusOr<Rates> Read(const std::string& path) {
-  HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 16));
-  HONE_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text));
-  if (!json.is_object() || json.value("version", 0) != kVersion) return DataLoss(path, ": of another version");
-  Rates rates;
-  rates.measured = true;
-  bool valid = true;
-  VisitRates(rates, [&](const char* name, double& rate) {
-    const auto found = json.find(name);
-    valid = valid && found != json.end() && found->is_number() && found->get<double>() >= 0;
-    if (valid) rate = found->get<double>();
-  });
-  if (!valid || rates.gemm_flops <= 0 || rates.copy_bytes <= 0) return DataLoss(path, ": damaged");
-  return rates;
 }
 
 }  // namespace
@@ -192,23 +175,48 @@ absl::StatusOr<Rates> MeasureRates(Backend& backend) {
   return rates;
 }
 
-absl::StatusOr<Rates> RatesOf(Backend& backend, const std::string& cache_folder) {
-  if (backend.ops().backend() != BackendKind::kCuda) return Rates();
-  const std::string path = cache_folder.empty() ? "" : FileOf(backend, cache_folder);
-  const DType dtype = backend.ops().activation_dtype();
-  if (dtype != DType::kBF16) return TableRates(backend.name(), dtype);  // measured in bf16 only
-  if (!path.empty()) {
-    const absl::StatusOr<Rates> kept = Read(path);
-    if (kept.ok()) return kept;
+absl::StatusOr<KnownCard> KeptCard(const std::string& name, const std::string& driver, const std::string& folder) {
+  if (folder.empty()) return NotFound("nothing is kept");
+  const std::string path = FileOf(name, driver, folder);
+  HONE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 16));
+  HONE_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text));
+  const auto number = [&](const char* key, double* out) {
+    const auto found = json.find(key);
+    if (found == json.end() || !found->is_number()) return false;
+    *out = found->get<double>();
+    return *out >= 0 && *out < 1e18;
+  };
+  double version = 0, opened = 0;
+  if (!json.is_object() || !number("version", &version) || version != kVersion || !number("opened_bytes", &opened)) {
+    return DataLoss(path, ": of another version");
   }
+  KnownCard card;
+  card.rates.measured = true;
+  card.opened_bytes = static_cast<uint64_t>(opened);
+  bool valid = true;
+  VisitRates(card.rates, [&](const char* key, double& rate) { valid = number(key, &rate) && valid; });
+  if (!valid || card.rates.gemm_flops <= 0 || card.rates.copy_bytes <= 0 || card.rates.link_bytes <= 0 ||
+      card.rates.attention_forward_flops <= 0 || card.rates.attention_backward_flops <= 0) {
+    return DataLoss(path, ": damaged");
+  }
+  return card;
+}
+
+KnownCard CardOf(Backend& backend, const std::string& cache_folder) {
+  const DType dtype = backend.ops().activation_dtype();
+  const KnownCard unmeasured{TableRates(backend.name(), dtype), backend.ProcessBytes()};
+  if (dtype != DType::kBF16) return unmeasured;
+  if (auto kept = KeptCard(backend.name(), backend.driver(), cache_folder); kept.ok()) return *kept;
+  KnownCard card = unmeasured;
   const absl::StatusOr<Rates> measured = MeasureRates(backend);
-  if (!measured.ok()) return TableRates(backend.name(), dtype);  // the card is full: another time
-  Rates rates = *measured;
-  if (path.empty()) return rates;
-  nlohmann::ordered_json json = {{"version", kVersion}};
-  VisitRates(rates, [&](const char* name, double& rate) { json[name] = rate; });
-  (void)WriteFileDurably(path, json.dump(2) + "\n");  // another time then
-  return rates;
+  if (!measured.ok()) return unmeasured;
+  card.rates = *measured;
+  if (cache_folder.empty()) return card;
+  nlohmann::ordered_json json = {{"version", kVersion}, {"opened_bytes", card.opened_bytes}};
+  VisitRates(card.rates, [&](const char* name, double& rate) { json[name] = rate; });
+  // If it cannot be written it is measured another time.
+  (void)WriteFileDurably(FileOf(backend.name(), backend.driver(), cache_folder), json.dump(2) + "\n");
+  return card;
 }
 
 }  // namespace hone

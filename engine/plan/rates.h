@@ -33,8 +33,17 @@ DryRates ToDryRates(const Rates& rates);
 
 // Times products, copies, attention and transfers, in device memory that is given back (256 MiB).
 absl::StatusOr<Rates> MeasureRates(Backend& backend);
-// The kept ones of this card and driver, else measured and kept (folder empty: not kept). The CPU's are not measured:
-// its plans should not differ from machine to machine.
-absl::StatusOr<Rates> RatesOf(Backend& backend, const std::string& cache_folder);
+
+// What is known of a card and its driver. opened_bytes: what a process holds of it once a back end is open, by the
+// driver; 0: unknown.
+struct KnownCard {
+  Rates rates;
+  uint64_t opened_bytes = 0;
+};
+// What was kept of an earlier time; NotFound, or DataLoss where it is damaged.
+absl::StatusOr<KnownCard> KeptCard(const std::string& name, const std::string& driver, const std::string& cache_folder);
+// Kept, else measured and kept (folder empty: not kept). A card too full to be measured, or computing in fp32, has the
+// table's rates.
+KnownCard CardOf(Backend& backend, const std::string& cache_folder);
 
 }  // namespace hone

@@ -164,27 +164,43 @@ DeviceChoice DeviceOf(const PreparedRun& run, const PlanJobOptions& options) {
 
 bool IsCard(const std::string& device) { return !device.empty() && device != "cpu" && device != "cuda"; }
 
-// What this process already holds of the card (its context) counts as free: the plan counts it.
-absl::StatusOr<PlanTarget> TargetOf(Backend& backend, const PlanJobOptions& options) {
+absl::StatusOr<PlanTarget> CpuTarget(const PreparedRun& run, const PlanJobOptions& options) {
+  HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(DeviceOf(run, options)));
   PlanTarget target;
-  target.name = backend.name();
-  target.backend = backend.ops().backend();
-  target.activation_dtype = backend.ops().activation_dtype();
-  const bool cuda = target.backend == BackendKind::kCuda;
-  const uint64_t opened = backend.ProcessBytes();
-  target.context_bytes = !cuda         ? CpuWorkspaceBytes(options.threads)
-                         : opened == 0 ? kCudaContextBytes
-                                       : opened + kCudaGrowthBytes;
-  target.free_bytes = backend.FreeBytes() + opened;
-  if (cuda) target.pinned_limit = AvailableHostBytes() / 2;
-  HONE_ASSIGN_OR_RETURN(target.rates, RatesOf(backend, options.cache_folder));
-  if (cuda) return target;
+  target.name = backend->name();
+  target.activation_dtype = backend->ops().activation_dtype();
+  target.context_bytes = CpuWorkspaceBytes(options.threads);
+  target.free_bytes = backend->FreeBytes();
   const double threads =
       options.threads > 0 ? options.threads : static_cast<double>(std::max(1u, std::thread::hardware_concurrency()));
   for (double* rate :
        {&target.rates.gemm_flops, &target.rates.attention_forward_flops, &target.rates.attention_backward_flops}) {
     *rate *= threads;  // given for one
   }
+  return target;
+}
+
+// A card that was measured before is not opened: others may leave no room for a context on it.
+absl::StatusOr<PlanTarget> CudaTarget(const PreparedRun& run, const PlanJobOptions& options) {
+  HONE_ASSIGN_OR_RETURN(const CudaCard seen, DescribeCuda());
+  PlanTarget target;
+  target.name = seen.name;
+  target.backend = BackendKind::kCuda;
+  const bool fp32 = run.spec.run().precision() == v1::PRECISION_FP32;
+  target.activation_dtype = fp32 ? DType::kF32 : DType::kBF16;
+  target.pinned_limit = AvailableHostBytes() / 2;
+  target.free_bytes = seen.free_bytes;
+  auto known = KeptCard(seen.name, seen.driver, options.cache_folder);
+  if (!known.ok() || seen.free_bytes == 0) {
+    const auto backend = OpenBackend(DeviceOf(run, options));
+    if (!backend.ok() && seen.free_bytes == 0) return backend.status();
+    known = backend.ok() ? CardOf(**backend, options.cache_folder) : KnownCard();
+    // What this process holds of the card counts as free: the plan counts it.
+    if (backend.ok()) target.free_bytes = (*backend)->FreeBytes() + (*backend)->ProcessBytes();
+    if (!backend.ok()) known->rates = TableRates(seen.name, target.activation_dtype);
+  }
+  target.rates = fp32 ? TableRates(seen.name, target.activation_dtype) : known->rates;
+  target.context_bytes = known->opened_bytes > 0 ? known->opened_bytes + kCudaGrowthBytes : kCudaContextBytes;
   return target;
 }
 
@@ -238,8 +254,8 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& o
     const bool fp32 = run.spec.run().precision() == v1::PRECISION_FP32;
     HONE_ASSIGN_OR_RETURN(target, TargetOfCard(options.device, fp32 ? DType::kF32 : DType::kBF16));
   } else {
-    HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(DeviceOf(run, options)));
-    HONE_ASSIGN_OR_RETURN(target, TargetOf(*backend, options));
+    const bool cuda = run.spec.run().device() == v1::DEVICE_CUDA;
+    HONE_ASSIGN_OR_RETURN(target, cuda ? CudaTarget(run, options) : CpuTarget(run, options));
   }
   if (options.budget_bytes > 0 && target.backend == BackendKind::kCpu)
     target.free_bytes = std::min(target.free_bytes, options.budget_bytes);

@@ -185,6 +185,18 @@ absl::StatusOr<std::string> CudaCardName(int device) {
   return std::string(card.name);
 }
 
+absl::StatusOr<CudaCard> DescribeCuda(int device) {
+  CudaCard card;
+  HONE_ASSIGN_OR_RETURN(card.name, CudaCardName(device));
+  char bus_id[32] = {};
+  if (cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), device) != cudaSuccess) return card;
+  const std::unique_ptr<NvmlDevice> nvml = NvmlDevice::Open(bus_id);
+  if (nvml == nullptr) return card;
+  card.driver = nvml->driver();
+  if (const auto memory = nvml->memory(); memory.has_value()) card.free_bytes = memory->free;
+  return card;
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options) {
   HONE_CHECK(options.activation_dtype == DType::kF32 || options.activation_dtype == DType::kBF16,
              DTypeName(options.activation_dtype));
@@ -204,9 +216,10 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const CudaOptions& options) {
   Stream stream(raw_stream);
   HONE_ASSIGN_OR_RETURN(auto workspace, ReserveOnCard(kCudaWorkspaceBytes));
   error = cudaMemsetAsync(workspace->data(), 0, kCudaWorkspaceBytes, stream.get());  // tickets begin at 0
-  if (error != cudaSuccess) return FailedPrecondition(card.name, ": the workspace cannot be written: ", Describe(error));
-  const cuda::Gemm::Options tuning{options.tuning_cache, StrCat(card.name, ", ", card.multiProcessorCount, " processors, driver ",
-                                                                account.driver())};
+  if (error != cudaSuccess)
+    return FailedPrecondition(card.name, ": the workspace cannot be written: ", Describe(error));
+  const cuda::Gemm::Options tuning{options.tuning_cache, StrCat(card.name, ", ", card.multiProcessorCount,
+                                                                " processors, driver ", account.driver())};
   HONE_ASSIGN_OR_RETURN(auto gemm, cuda::Gemm::Open(workspace->data(), kCudaGemmWorkspaceBytes, tuning));
   return std::make_unique<CudaBackend>(card.name, std::move(account), std::move(stream), std::move(workspace),
                                        std::move(gemm), options.activation_dtype);

@@ -122,6 +122,28 @@ TEST(Cards, AreKnownByTheDriversNames) {
   EXPECT_FALSE(TargetOfCard("rtx5", DType::kBF16).ok());
 }
 
+TEST_F(PlanTest, WhatWasKeptOfACardIsReadWithCare) {
+  const std::string folder = folder_.string();
+  EXPECT_FALSE(KeptCard("NVIDIA X1", "580.1", folder).ok());
+  const std::string path = folder + "/rates-NVIDIA-X1-580-1.json";
+  const std::string rates =
+      "\"gemm_flops\":1e14,\"attention_forward_flops\":1e13,\"attention_backward_flops\":1e13,\"copy_bytes\":1e12,"
+      "\"link_bytes\":1e10,\"half_rate_tiles\":50,\"half_rate_length\":650,\"launch_seconds\":2e-6";
+  ASSERT_TRUE(WriteFileDurably(path, "{\"version\":5,\"opened_bytes\":1000," + rates + "}").ok());
+  const auto card = KeptCard("NVIDIA X1", "580.1", folder);
+  ASSERT_TRUE(card.ok()) << card.status();
+  EXPECT_TRUE(card->rates.measured);
+  EXPECT_EQ(card->rates.copy_bytes, 1e12);
+  EXPECT_EQ(card->opened_bytes, 1000u);
+  for (const std::string& bad :
+       {std::string("{"), std::string("[]"), "{\"version\":4,\"opened_bytes\":1000," + rates + "}",
+        "{\"version\":5,\"opened_bytes\":-1," + rates + "}",
+        std::string("{\"version\":5,\"opened_bytes\":1000,\"gemm_flops\":0}")}) {
+    ASSERT_TRUE(WriteFileDurably(path, bad).ok());
+    EXPECT_FALSE(KeptCard("NVIDIA X1", "580.1", folder).ok()) << bad;
+  }
+}
+
 TEST_F(PlanTest, EachPolicyKeepsItsWord) {
   const std::string data = Rows({64, 40, 100, 30, 64, 90, 20, 50});
   for (const std::string device : {"cpu", "rtx3090"}) {
