@@ -1,5 +1,5 @@
-// WeightMatmul: which kernel takes a product, and the one for what tensor cores do not take (fp32 x, other stored forms,
-// odd shapes): a warp per row of W, 8 elements a lane, fp32 products, in an order that depends on K alone.
+// WeightMatmul: which kernel takes a product, and the one for what tensor cores do not take (fp32 x, other stored
+// forms, odd shapes): a warp per row of W, 8 elements a lane, fp32 products, in an order that depends on K alone.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/weight_matmul.cuh"
 

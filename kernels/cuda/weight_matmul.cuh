@@ -1,11 +1,11 @@
 // What the kernels of WeightMatmul share. y[m, N] <- x[m, K] W^T + beta y for m <= 64, W read in its stored form:
 // generation's products, whose time is that of reading W. The order of a row's sum depends on K alone: k is cut into
-// kSlices pieces, each summed in order by one warp, and the pieces are added in order; so a token's result does not depend
-// on how many are generated beside it.
+// kSlices pieces, each summed in order by one warp, and the pieces are added in order; so a token's result does not
+// depend on how many are generated beside it.
 //
-// Tensor cores by mma.m16n8k16: 16 rows of W against 8 rows of x. A thread's part of a row is neighbouring elements of a
-// block rather than the pairs that the instruction's layout names: the sum over k does not mind a permutation that both
-// operands share.
+// Tensor cores by mma.m16n8k16: 16 rows of W against 8 rows of x. A thread's part of a row is neighbouring elements of
+// a block rather than the pairs that the instruction's layout names: the sum over k does not mind a permutation that
+// both operands share.
 #pragma once
 
 #include "kernels/cuda/weight_groups.cuh"
@@ -55,12 +55,12 @@ __device__ inline void StoreSum(void* y, bool y_bf16, int64_t at, float value, f
   }
 }
 
-// The slices' sums of 16 ROWS rows of W by 8 rows of x, added in order and stored; `first_row`: rows before it belong to
-// another tile. Of two buffers, whoever writes one again has passed the barrier that follows its last reading.
+// The slices' sums of 16 ROWS rows of W by 8 rows of x, added in order and stored; `first_row`: rows before it belong
+// to another tile. Of two buffers, whoever writes one again has passed the barrier that follows its last reading.
 template <int ROWS, int TILES, int kBuffers>
 __device__ inline void FinishTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8], int& buffer,
-                                  const float (&total)[ROWS][TILES][4], int row0, int first_row, int rows, int m, void* y,
-                                  bool y_bf16, int64_t y_pitch, float beta) {
+                                  const float (&total)[ROWS][TILES][4], int row0, int first_row, int rows, int m,
+                                  void* y, bool y_bf16, int64_t y_pitch, float beta) {
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
 #pragma unroll
   for (int t = 0; t < TILES; ++t) {
@@ -84,11 +84,51 @@ __device__ inline void FinishTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8
   }
 }
 
-inline int Multiprocessors() {
-  int device = 0, count = 1;
+struct Card {
+  int processors = 1, shared_bytes = 0;  // shared memory of one
+  bool starts_early = false;             // LetNextKernelStart is known there
+};
+inline Card CurrentCard() {
+  Card card;
+  int device = 0, major = 0;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
+  cudaDeviceGetAttribute(&card.processors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&card.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  card.starts_early = major >= 9;
+  return card;
+}
+
+// A kernel launched by LaunchEarly may begin while earlier kernels of the stream still run: before it reads or writes
+// anything but weights it must wait for them; a weight is there long before. (Programmatic dependent launch, from
+// compute capability 9.0 on.)
+__device__ inline void LetNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void WaitForEarlierKernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+template <typename... Parameters, typename... Arguments>
+void LaunchEarly(const Card& card, void (*kernel)(Parameters...), int grid, size_t shared_bytes, cudaStream_t stream,
+                 Arguments... arguments) {
+  if (shared_bytes > 0) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid));
+  config.blockDim = dim3(kWeightThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = card.starts_early ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 // True if it took the product: bf16 x, enough alignment, whole blocks.

@@ -1,7 +1,7 @@
-// WeightMatmul for GGUF's Q8_0, Q4_0 and Q4_1 on tensor cores (weight_matmul.cuh). Blocks of 32 elements are 34, 18 or 20
-// bytes, so that nothing but whole rows lies on 16 bytes: a warp stages 256 elements of 16 rows in shared memory and
-// takes them apart there, while the next are on their way. Code values are exact in bf16; a block's sum is multiplied by
-// its scale in fp32, and Q4_1's minimum by the sum of x over the block, so that no weight is rounded at all.
+// WeightMatmul for GGUF's Q8_0, Q4_0 and Q4_1 on tensor cores (weight_matmul.cuh). Blocks of 32 elements are 34, 18 or
+// 20 bytes, so that nothing but whole rows lies on 16 bytes: a warp stages 256 elements of 16 rows in shared memory and
+// takes them apart there, while the next are on their way. Code values are exact in bf16; a block's sum is multiplied
+// by its scale in fp32, and Q4_1's minimum by the sum of x over the block, so that no weight is rounded at all.
 #include <algorithm>
 
 #include "kernels/cuda/weight_matmul.cuh"
@@ -150,7 +150,9 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>)
       next[j] = LoadNow(reinterpret_cast<const uint4*>(base + vector / F::kVectors * row_bytes) + vector % F::kVectors);
     }
   };
+  LetNextKernelStart();
   if (first < last) fetch(blockIdx.x, first);
+  WaitForEarlierKernels();
   const bf16* columns_at[TILES];
 #pragma unroll
   for (int t = 0; t < TILES; ++t) columns_at[t] = t * 8 + group < m ? x + int64_t{t * 8 + group} * x_pitch : nullptr;
@@ -165,7 +167,8 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>)
       for (int j = 0; j < F::kFetches; ++j) {
         const int vector = j * 32 + lane;
         if (vector < 16 * F::kVectors) {
-          *reinterpret_cast<uint4*>(staged[warp] + vector / F::kVectors * F::kPitch + vector % F::kVectors * 16) = next[j];
+          *reinterpret_cast<uint4*>(staged[warp] + vector / F::kVectors * F::kPitch + vector % F::kVectors * 16) =
+              next[j];
         }
       }
       __syncwarp();
@@ -189,10 +192,10 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>)
 template <DType D, int TILES>
 void Launch(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
   const int tiles = static_cast<int>((w.rows + 15) / 16);
-  const int grid = std::min(tiles, Multiprocessors() * (kBlocksPerMultiprocessor<D, TILES>));
-  WeightBlocks<D, TILES><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(
-      x.as<bf16>(), static_cast<int>(x.pitch), static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch,
-      beta, tiles);
+  const Card card = CurrentCard();
+  const int grid = std::min(tiles, card.processors * kBlocksPerMultiprocessor<D, TILES>);
+  LaunchEarly(card, WeightBlocks<D, TILES>, grid, 0, stream, x.as<bf16>(), static_cast<int>(x.pitch),
+              static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch, beta, tiles);
 }
 
 template <DType D>

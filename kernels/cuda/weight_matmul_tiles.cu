@@ -1,6 +1,6 @@
-// WeightMatmul for NF4 and bf16 weights on tensor cores (weight_matmul.cuh). NF4's code values are rounded to bf16 and a
-// block's sum is multiplied by its scale in fp32: one rounding a weight, as when the scaled value is rounded. A byte of
-// codes becomes two bf16 by one look-up; every lane has a copy of the table in its own bank.
+// WeightMatmul for NF4 and bf16 weights on tensor cores (weight_matmul.cuh). NF4's code values are rounded to bf16 and
+// a block's sum is multiplied by its scale in fp32: one rounding a weight, as when the scaled value is rounded. A byte
+// of codes becomes two bf16 by one look-up; every lane has a copy of the table in its own bank.
 #include <algorithm>
 
 #include "kernels/cuda/weight_matmul.cuh"
@@ -11,21 +11,33 @@ namespace {
 constexpr int kThreads = kWeightThreads;
 constexpr int kBlock = kNf4BlockSize;
 
-// 2^8 pairs of bf16, element b, lane l at b * 32 + l.
+// 2^8 pairs of bf16, a copy in every bank. Entries 256 bytes apart leave half of the table empty, but one instruction
+// then makes an address of a byte: for cards with that much shared memory.
+template <bool kSparse>
 struct PairTable {
-  alignas(128) uint32_t pairs[256 * 32];
-};
-
-__device__ inline void FillPairs(PairTable& table) {
-  const int byte = threadIdx.x;
-  static_assert(kThreads == 256);
-  const __nv_bfloat162 pair(__float2bfloat16_rn(kCodes.values[byte >> 4]), __float2bfloat16_rn(kCodes.values[byte & 15]));
-  uint32_t word;
-  memcpy(&word, &pair, 4);
-  uint4* row = reinterpret_cast<uint4*>(table.pairs + byte * 32);
+  static constexpr uint32_t kBytes = kSparse ? 65536 : 32768;
+  // Byte kByte of `word`, for the lane with this offset.
+  template <int kByte>
+  __device__ static uint32_t At(const uint8_t* table, uint32_t word, uint32_t lane_offset) {
+    if constexpr (kSparse) {
+      return *reinterpret_cast<const uint32_t*>(table + __byte_perm(word, lane_offset, 0x7704 | kByte << 4));
+    } else {
+      const uint32_t shifted = kByte == 0 ? word << 7 : word >> (8 * kByte - 7);
+      return *reinterpret_cast<const uint32_t*>(table + ((shifted & 0x7f80) | lane_offset));
+    }
+  }
+  __device__ static void Fill(uint8_t* table) {
+    static_assert(kThreads == 256);
+    const int byte = threadIdx.x;
+    const __nv_bfloat162 pair(__float2bfloat16_rn(kCodes.values[byte >> 4]),
+                              __float2bfloat16_rn(kCodes.values[byte & 15]));
+    uint32_t word;
+    memcpy(&word, &pair, 4);
+    uint4* row = reinterpret_cast<uint4*>(table + byte * (kBytes / 256));
 #pragma unroll
-  for (int i = 0; i < 8; ++i) row[(i + byte) % 8] = make_uint4(word, word, word, word);
-}
+    for (int i = 0; i < 8; ++i) row[(i + byte) % 8] = make_uint4(word, word, word, word);
+  }
+};
 
 // Of a block of 64 elements, the 16 that a lane holds begin here. Two blocks of NF4 are 64 bytes, 16 a lane, so that
 // the upper pair of lanes fetches the second block; the pairs then exchange halves.
@@ -38,8 +50,10 @@ struct RowPart;
 template <int kUnit>
 struct RowPart<DType::kNf4, kUnit> {
   static constexpr bool kWide = kUnit % 2 == 0;
+  static_assert(kUnit == 1 || kUnit == 4);  // a lane looks after the scale of one block
   uint2 codes[kUnit];
-  uint32_t scales[kUnit < 2 ? 2 : kUnit];  // codes and the nested scale, or a block's own each
+  uint32_t scale_code;
+  float scale;  // until Prepare the nested one
   // block: number of the first in the flat weight; a multiple of kUnit.
   __device__ void Fetch(const WeightView& w, uint32_t block, int quad) {
     if constexpr (kWide) {
@@ -54,16 +68,16 @@ struct RowPart<DType::kNf4, kUnit> {
 #pragma unroll
       for (int u = 0; u < kUnit; ++u) codes[u] = LoadNow(p + u * 4);
     }
+    const uint32_t mine = kUnit == 1 ? block : block + quad;
     if (w.absmax_codes == nullptr) {
-#pragma unroll
-      for (int u = 0; u < kUnit; ++u) scales[u] = LoadNow(reinterpret_cast<const uint32_t*>(w.absmax + block + u));
+      scale = __uint_as_float(LoadNow(reinterpret_cast<const uint32_t*>(w.absmax + mine)));
     } else {
-      const uint8_t* p = w.absmax_codes + block;
-      scales[0] = kUnit == 4 ? LoadNow(reinterpret_cast<const uint32_t*>(p)) : LoadNow(p);
-      scales[1] = LoadNow(reinterpret_cast<const uint32_t*>(w.nested_absmax + block / kNf4NestedBlockSize));
+      scale_code = LoadNow(w.absmax_codes + mine);
+      scale = __uint_as_float(LoadNow(reinterpret_cast<const uint32_t*>(w.nested_absmax + mine / kNf4NestedBlockSize)));
     }
   }
-  __device__ void Exchange(int quad) {
+  __device__ void Prepare(const WeightView& w, const float* nested_code, int quad) {
+    if (w.absmax_codes != nullptr) scale = __fadd_rn(__fmul_rn(nested_code[scale_code], scale), w.nested_offset);
     if constexpr (kWide) {
 #pragma unroll
       for (int u = 0; u < kUnit; u += 2) {
@@ -75,18 +89,18 @@ struct RowPart<DType::kNf4, kUnit> {
       }
     }
   }
-  __device__ float Scale(const WeightView& w, const float* nested_code, int u) const {
-    if (w.absmax_codes == nullptr) return __uint_as_float(scales[u]);
-    return __fadd_rn(__fmul_rn(nested_code[scales[0] >> (8 * u) & 255], __uint_as_float(scales[1])), w.nested_offset);
+  template <int kCount>
+  __device__ void Drop() {  // the first blocks
+#pragma unroll
+    for (int u = 0; u + kCount < kUnit; ++u) codes[u] = codes[u + kCount];
   }
+  __device__ float Scale(int u) const { return kUnit == 1 ? scale : __shfl_sync(~0u, scale, u, 4); }
   // Pairs 2 s and 2 s + 1 of the lane's eight in block u.
-  __device__ void Pairs(const PairTable& table, int u, int s, uint32_t& first, uint32_t& second) const {
+  template <typename Table, int s>
+  __device__ void Pairs(const uint8_t* table, uint32_t lane_offset, int u, uint32_t& first, uint32_t& second) const {
     const uint32_t word = s < 2 ? codes[u].x : codes[u].y;
-    const uint32_t lane = threadIdx.x % 32 * 4;
-    const char* base = reinterpret_cast<const char*>(table.pairs);
-    const uint32_t low = s % 2 == 0 ? word << 7 : word >> 9, high = s % 2 == 0 ? word >> 1 : word >> 17;
-    first = *reinterpret_cast<const uint32_t*>(base + ((low & 0x7f80) | lane));
-    second = *reinterpret_cast<const uint32_t*>(base + ((high & 0x7f80) | lane));
+    first = Table::template At<s % 2 * 2>(table, word, lane_offset);
+    second = Table::template At<s % 2 * 2 + 1>(table, word, lane_offset);
   }
 };
 
@@ -98,9 +112,15 @@ struct RowPart<DType::kBF16, kUnit> {
 #pragma unroll
     for (int u = 0; u < kUnit; ++u) words[u][0] = LoadNow(p + u * 8), words[u][1] = LoadNow(p + u * 8 + 1);
   }
-  __device__ void Exchange(int) {}
-  __device__ float Scale(const WeightView&, const float*, int) const { return 1; }
-  __device__ void Pairs(const PairTable&, int u, int s, uint32_t& first, uint32_t& second) const {
+  __device__ void Prepare(const WeightView&, const float*, int) {}
+  template <int kCount>
+  __device__ void Drop() {
+#pragma unroll
+    for (int u = 0; u + kCount < kUnit; ++u) words[u][0] = words[u + kCount][0], words[u][1] = words[u + kCount][1];
+  }
+  __device__ float Scale(int) const { return 1; }
+  template <typename Table, int s>
+  __device__ void Pairs(const uint8_t*, uint32_t, int u, uint32_t& first, uint32_t& second) const {
     const uint4 four = words[u][s / 2];
     first = s % 2 == 0 ? four.x : four.z;
     second = s % 2 == 0 ? four.y : four.w;
@@ -109,22 +129,24 @@ struct RowPart<DType::kBF16, kUnit> {
 
 template <DType D>
 inline constexpr int kUnitOf = D == DType::kNf4 ? 4 : 2;
-template <int TILES>
-inline constexpr int kBlocksPerMultiprocessor = TILES == 1 ? 2 : 1;
+template <int TILES, int kUnit>
+inline constexpr int kBlocksPerMultiprocessor = TILES == 4 || (TILES == 2 && kUnit == 1) ? 1 : 2;
 
 // TILES: of 8 rows of x. ROWS: tiles of 16 rows of W that a warp takes at once. A warp's next part of W is on its way
 // while it multiplies the last, also past the end of a tile.
-template <DType D, int kUnit, int TILES, int ROWS>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<TILES>)
+template <DType D, int kUnit, int TILES, int ROWS, bool kSparse>
+__global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUnit>))
     WeightTiles(const bf16* x, int x_pitch, int m, WeightView w, void* y, bool y_bf16, int64_t y_pitch, float beta,
                 int tiles) {
   constexpr bool kScaled = D == DType::kNf4;
+  // Blocks of a part that are multiplied at once: what more need of x would not fit the registers.
+  constexpr int kInner = TILES > 1 && kUnit > 1 ? kUnit / 2 : kUnit;
   constexpr int kSums = 16 * ROWS * 8, kBuffers = ROWS == 1 ? 2 : 1;
-  struct Empty {};
-  __shared__ std::conditional_t<kScaled, PairTable, Empty> table_storage;
+  using Table = PairTable<kSparse>;
+  extern __shared__ uint4 table_storage[];
   __shared__ float nested_code[kScaled ? 256 : 1];
   __shared__ float sums[kBuffers][kSlices][kSums];
-  const PairTable& table = reinterpret_cast<const PairTable&>(table_storage);
+  uint8_t* table = reinterpret_cast<uint8_t*>(table_storage);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int blocks = static_cast<int>(w.cols / kBlock), units = blocks / kUnit, rows = static_cast<int>(w.rows);
   const int first = units * warp / kSlices, last = units * (warp + 1) / kSlices;
@@ -139,18 +161,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<TILES>)
       }
     }
   };
+  LetNextKernelStart();
   if (first < last) fetch(blockIdx.x, first);
   if constexpr (kScaled) {
-    FillPairs(table_storage);
+    Table::Fill(table);
     if (w.absmax_codes != nullptr) nested_code[threadIdx.x] = w.nested_code[threadIdx.x];
     __syncthreads();
   }
+  WaitForEarlierKernels();
   const bf16* columns_at[TILES];
 #pragma unroll
   for (int t = 0; t < TILES; ++t) {
     const int column = t * 8 + group;
     columns_at[t] = column < m ? x + int64_t{column} * x_pitch + LaneOffset(quad) : nullptr;
   }
+  const uint32_t lane_offset = lane * 4;
   int buffer = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float total[ROWS][TILES][4] = {};
@@ -165,42 +190,55 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<TILES>)
         fetch(min(tile + static_cast<int>(gridDim.x), tiles - 1), first);
       }
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) part[r][0].Exchange(quad), part[r][1].Exchange(quad);
+      for (int r = 0; r < ROWS; ++r) {
+        part[r][0].Prepare(w, nested_code, quad);
+        part[r][1].Prepare(w, nested_code, quad);
+      }
+#pragma unroll(kInner == kUnit ? kUnit : 1)
+      for (int begin = 0; begin < kUnit; begin += kInner) {
 #pragma unroll
-      for (int u = 0; u < kUnit; ++u) {
-        uint4 columns[TILES][2];
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-          columns[t][0] = columns[t][1] = make_uint4(0, 0, 0, 0);
-          if (columns_at[t] != nullptr) {
-            const uint4* p = reinterpret_cast<const uint4*>(columns_at[t] + (unit * kUnit + u) * kBlock);
-            columns[t][0] = __ldg(p), columns[t][1] = __ldg(p + 1);
-          }
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-          uint32_t a[4][4];
-#pragma unroll
-          for (int s = 0; s < 4; ++s) {
-            part[r][0].Pairs(table, u, s, a[s][0], a[s][2]);
-            part[r][1].Pairs(table, u, s, a[s][1], a[s][3]);
-          }
-          const float scale0 = part[r][0].Scale(w, nested_code, u), scale1 = part[r][1].Scale(w, nested_code, u);
+        for (int u = 0; u < kInner; ++u) {
+          uint4 columns[TILES][2];
 #pragma unroll
           for (int t = 0; t < TILES; ++t) {
-            float sum[4] = {};
-            float(&target)[4] = kScaled ? sum : total[r][t];
-            Mma(target, a[0], columns[t][0].x, columns[t][0].y);
-            Mma(target, a[1], columns[t][0].z, columns[t][0].w);
-            Mma(target, a[2], columns[t][1].x, columns[t][1].y);
-            Mma(target, a[3], columns[t][1].z, columns[t][1].w);
-            if constexpr (kScaled) {  // spelt out, so that every instance of the template rounds alike
-              total[r][t][0] = __fmaf_rn(scale0, sum[0], total[r][t][0]);
-              total[r][t][1] = __fmaf_rn(scale0, sum[1], total[r][t][1]);
-              total[r][t][2] = __fmaf_rn(scale1, sum[2], total[r][t][2]);
-              total[r][t][3] = __fmaf_rn(scale1, sum[3], total[r][t][3]);
+            columns[t][0] = columns[t][1] = make_uint4(0, 0, 0, 0);
+            if (columns_at[t] != nullptr) {
+              const uint4* p = reinterpret_cast<const uint4*>(columns_at[t] + (unit * kUnit + begin + u) * kBlock);
+              columns[t][0] = __ldg(p), columns[t][1] = __ldg(p + 1);
             }
           }
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            uint32_t a[4][4];
+            part[r][0].template Pairs<Table, 0>(table, lane_offset, u, a[0][0], a[0][2]);
+            part[r][1].template Pairs<Table, 0>(table, lane_offset, u, a[0][1], a[0][3]);
+            part[r][0].template Pairs<Table, 1>(table, lane_offset, u, a[1][0], a[1][2]);
+            part[r][1].template Pairs<Table, 1>(table, lane_offset, u, a[1][1], a[1][3]);
+            part[r][0].template Pairs<Table, 2>(table, lane_offset, u, a[2][0], a[2][2]);
+            part[r][1].template Pairs<Table, 2>(table, lane_offset, u, a[2][1], a[2][3]);
+            part[r][0].template Pairs<Table, 3>(table, lane_offset, u, a[3][0], a[3][2]);
+            part[r][1].template Pairs<Table, 3>(table, lane_offset, u, a[3][1], a[3][3]);
+            const float scale0 = part[r][0].Scale(begin + u), scale1 = part[r][1].Scale(begin + u);
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+              float sum[4] = {};
+              float(&target)[4] = kScaled ? sum : total[r][t];
+              Mma(target, a[0], columns[t][0].x, columns[t][0].y);
+              Mma(target, a[1], columns[t][0].z, columns[t][0].w);
+              Mma(target, a[2], columns[t][1].x, columns[t][1].y);
+              Mma(target, a[3], columns[t][1].z, columns[t][1].w);
+              if constexpr (kScaled) {  // spelt out, so that every instance of the template rounds alike
+                total[r][t][0] = __fmaf_rn(scale0, sum[0], total[r][t][0]);
+                total[r][t][1] = __fmaf_rn(scale0, sum[1], total[r][t][1]);
+                total[r][t][2] = __fmaf_rn(scale1, sum[2], total[r][t][2]);
+                total[r][t][3] = __fmaf_rn(scale1, sum[3], total[r][t][3]);
+              }
+            }
+          }
+        }
+        if constexpr (kInner != kUnit) {
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) part[r][0].template Drop<kInner>(), part[r][1].template Drop<kInner>();
         }
       }
     }
@@ -208,13 +246,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<TILES>)
   }
 }
 
-template <DType D, int kUnit, int TILES>
-void LaunchTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+template <DType D, int kUnit, int TILES, bool kSparse>
+void LaunchWithTable(Tensor x, const WeightView& w, Tensor y, float beta, const Card& card, cudaStream_t stream) {
   constexpr int ROWS = TILES == 4 ? 2 : 1;
   const int tiles = static_cast<int>((w.rows + 16 * ROWS - 1) / (16 * ROWS));
-  const int grid = std::min(tiles, Multiprocessors() * kBlocksPerMultiprocessor<TILES>);
-  WeightTiles<D, kUnit, TILES, ROWS><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(
-      x.as<bf16>(), static_cast<int>(x.pitch), static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch, beta, tiles);
+  const int grid = std::min(tiles, card.processors * (kBlocksPerMultiprocessor<TILES, kUnit>));
+  constexpr size_t kTableBytes = D == DType::kNf4 ? PairTable<kSparse>::kBytes : 0;
+  LaunchEarly(card, WeightTiles<D, kUnit, TILES, ROWS, kSparse>, grid, kTableBytes, stream, x.as<bf16>(),
+              static_cast<int>(x.pitch), static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch, beta,
+              tiles);
+}
+
+template <DType D, int kUnit, int TILES>
+void LaunchTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+  const Card card = CurrentCard();
+  if (D == DType::kNf4 && card.shared_bytes >= 160 * 1024) {
+    LaunchWithTable<D, kUnit, TILES, D == DType::kNf4>(x, w, y, beta, card, stream);
+  } else {
+    LaunchWithTable<D, kUnit, TILES, false>(x, w, y, beta, card, stream);
+  }
 }
 
 template <DType D, int kUnit>
@@ -231,8 +281,7 @@ bool TryTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t 
                        (x.rows <= 1 || x.pitch % 8 == 0);
   if (x.dtype != DType::kBF16 || !aligned || w.cols % kBlock != 0) return false;
   if (w.rows > INT32_MAX / 2 || w.cols > INT32_MAX || w.rows * (w.cols / kBlock) > INT32_MAX / 4) return false;
-  const bool scales_in_words = reinterpret_cast<uintptr_t>(w.absmax_codes) % 4 == 0;
-  const bool whole = w.cols % (kBlock * kUnitOf<D>) == 0 && scales_in_words;
+  const bool whole = w.cols % (kBlock * kUnitOf<D>) == 0;
   for (int64_t begin = 0; begin < x.rows; begin += kMostRows) {  // more would not fit the registers
     const int64_t count = std::min(kMostRows, x.rows - begin);
     if (whole) {

@@ -33,11 +33,13 @@ void BenchWeight(Bench& bench, const Ceilings& c, DType dtype, int64_t rows, int
   const int sets = SetsFor(static_cast<int64_t>(bytes));
   std::vector<WeightView> weights;
   for (int i = 0; i < sets; ++i) weights.push_back(StoredWeight(bench, dtype, rows, cols));
-  const Tensor x = bench.Noise(bench.act(), kWeightMatmulRows, cols), y = bench.Noise(bench.act(), kWeightMatmulRows, rows);
+  const Tensor x = bench.Noise(bench.act(), kWeightMatmulRows, cols),
+               y = bench.Noise(bench.act(), kWeightMatmulRows, rows);
   std::printf("WeightMatmul %-5s %6ld x %5ld:", std::string(DTypeName(dtype)).c_str(), static_cast<long>(rows),
               static_cast<long>(cols));
   for (int64_t m : {1, 4, 8, 16, 32, 64}) {
-    const double us = bench.Time(sets, [&](int i) { bench.ops().WeightMatmul(x.Rows(0, m), weights[i], y.Rows(0, m)); });
+    const double us =
+        bench.Time(sets, [&](int i) { bench.ops().WeightMatmul(x.Rows(0, m), weights[i], y.Rows(0, m)); });
     std::printf("  m %ld %.1f us %.0f%%", static_cast<long>(m), us, 100 * bytes / us / 1e3 / c.gbps);
   }
   std::printf("\n");
