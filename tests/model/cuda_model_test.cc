@@ -312,6 +312,13 @@ std::vector<Variant> MemoryVariants(const DecoderConfig& config) {
       [](SessionOptions& o) { o.decoder.row_multiple = 64, o.decoder.mlp_chunk_rows = 64; }, Promise::kGradientsNear);
   add("inputs offloaded", Recompute::kFull, [](SessionOptions& o) { o.decoder.offload_inputs = true; });
   add("inputs and attention offloaded", Recompute::kBlock, [](SessionOptions& o) { o.decoder.offload_inputs = true; });
+  for (const Recompute level : {Recompute::kActivation, Recompute::kMlp}) {
+    add(level == Recompute::kMlp ? "all but the gated unit offloaded" : "all but norms offloaded", level,
+        [level](SessionOptions& o) {
+          o.decoder.offload_inputs = true;
+          o.decoder.offload_from = level;
+        });
+  }
   add(
       "weights decoded apart", Recompute::kFull, [](SessionOptions& o) { o.decoder.decode_apart = true; },
       Promise::kGradientsNear);
