@@ -2,7 +2,7 @@
 # One whole pass over a GPU: op parity in fp32 and bf16, whole models against the CPU, memory and race checks, benchmarks with
 # their share of ceilings measured in the same run. Prints a short table last; the full logs stay in OUT_DIR.
 #   tests/gpu_pass.sh [BIN_DIR [OUT_DIR [PART...]]]      default: build/cuda/bin build/gpu_pass, and all parts
-# Parts: parity cudnn model memcheck racecheck bench steps. HONE_COMMIT where there is no git, HONE_GOLDEN and HONE_SHAPES
+# Parts: parity model memcheck racecheck bench steps. HONE_COMMIT where there is no git, HONE_GOLDEN and HONE_SHAPES
 # where the folders are not those of this tree, HONE_CHECK_SECONDS: most a sanitizer may take (400 each).
 # Needs what preset "cuda" builds in BIN_DIR; a part whose program is missing is skipped and said so.
 set -u
@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 bin=${1:-build/cuda/bin}
 out=${2:-build/gpu_pass}
 shift $(($# < 2 ? $# : 2))
-parts=${*:-parity cudnn model memcheck racecheck bench steps}
+parts=${*:-parity model memcheck racecheck bench steps}
 golden=${HONE_GOLDEN:-$here/tests/golden}
 shapes=${HONE_SHAPES:-$here/tests/bench/shapes}
 seconds=${HONE_CHECK_SECONDS:-400}
@@ -52,8 +52,9 @@ run() {
 if wants parity && has kernels_cuda_test; then
   run parity "$bin/kernels_cuda_test"
   say "$(grep -hE '^==|^FAILED|checks,|^skipped' "$out/parity.txt" | head -40)"
+  run small_tiles "$bin/kernels_cuda_test" --small-tiles --cases attention docs_ prompt_
+  say "$(grep -hE '^FAILED|checks,' "$out/small_tiles.txt" | head -40)"
 fi
-if wants cudnn && has cudnn_attention_test; then run cudnn "$bin/cudnn_attention_test"; fi
 if wants model && has cuda_model_test; then
   run model "$bin/cuda_model_test" --golden "$golden"
   say "$(grep -hE '^FAILED|checks,' "$out/model.txt" | head -40)"
@@ -61,7 +62,7 @@ fi
 
 if wants memcheck && has kernels_cuda_test; then
   if [ -z "$sanitizer" ]; then say "memcheck: no compute-sanitizer"; else
-    timeout "$seconds" "$sanitizer" --tool memcheck --error-exitcode 9 "$bin/kernels_cuda_test" >"$out/memcheck.txt" 2>&1
+    timeout "$seconds" "$sanitizer" --tool memcheck --error-exitcode 9 "$bin/kernels_cuda_test" --cases >"$out/memcheck.txt" 2>&1
     result=$?
     [ $result = 0 ] || [ $result = 77 ] || failed=1
     say "memcheck ($result): $(grep -h 'ERROR SUMMARY' "$out/memcheck.txt" || echo "did not finish in $seconds s")"
@@ -72,12 +73,10 @@ fi
 # Hopper kernels (nvjet_*).
 if wants racecheck && has kernels_cuda_test; then
   if [ -z "$sanitizer" ]; then say "racecheck: no compute-sanitizer"; else
-    : >"$out/racecheck.txt"
-    for part in rms_norm log_prob/m=9 sum_squares adamw8bit encode_nf4 augment weight_matmul docs_40_66 'folded linear'; do
-      timeout "$seconds" "$sanitizer" --tool racecheck "$bin/kernels_cuda_test" "$part" >>"$out/racecheck.txt" 2>&1
-      result=$?
-      [ $result = 0 ] || { failed=1; say "racecheck of $part: $result"; }
-    done
+    timeout "$seconds" "$sanitizer" --tool racecheck "$bin/kernels_cuda_test" --cases rms_norm log_prob/m=9 sum_squares adamw8bit \
+      encode_nf4 augment weight_matmul docs_40_66 >"$out/racecheck.txt" 2>&1
+    result=$?
+    [ $result = 0 ] || [ $result = 77 ] || { failed=1; say "racecheck ended with $result"; }
     ours=$(grep -c 'Race reported.*hone' "$out/racecheck.txt")
     say "racecheck: $ours hazards in our kernels, $(grep -c 'Race reported' "$out/racecheck.txt") in all"
     [ "$ours" = 0 ] || failed=1

@@ -1,11 +1,13 @@
 // Runs every op case and the composite checks on the CUDA back end, in fp32 and bf16. A plain program, because it must
-// run on bare GPU machines. Arguments: part of a case's name (default: all); --figures prints the measured errors of
-// passing cases; --small-tiles runs attention with the tiles of cards that have 99 KiB of shared memory a block. Exit
-// 77 where no card can be opened.
+// run on bare GPU machines. Arguments: parts of names, of which a case has one (default: all); --figures prints the
+// measured errors of passing cases; --small-tiles runs attention with the tiles of cards that have 99 KiB of shared
+// memory a block; --cases leaves the composite checks out. Exit 77 where no card can be opened.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -20,9 +22,19 @@ struct Count {
   int run = 0, failed = 0, plain = 0;
 };
 
-void RunCases(Backend& backend, const std::string& part, bool print_figures, Count& count) {
+struct Options {
+  std::vector<std::string> parts;
+  bool figures = false, small_tiles = false, cases_only = false;
+};
+
+bool Wanted(const std::string& name, const std::vector<std::string>& parts) {
+  return parts.empty() || std::any_of(parts.begin(), parts.end(),
+                                      [&](const std::string& part) { return name.find(part) != std::string::npos; });
+}
+
+void RunCases(Backend& backend, const Options& options, Count& count) {
   for (const OpCase& op_case : AllOpCases()) {
-    if (op_case.name.find(part) == std::string::npos) continue;
+    if (!Wanted(op_case.name, options.parts)) continue;
     const auto& ops = static_cast<const CudaOps&>(backend.ops());
     const int64_t plain_before = ops.plain_matmuls();
     std::string figures;
@@ -32,7 +44,7 @@ void RunCases(Backend& backend, const std::string& part, bool print_figures, Cou
     if (!failure.empty()) {
       ++count.failed;
       std::printf("FAILED %s: %s\n", op_case.name.c_str(), failure.c_str());
-    } else if (print_figures) {
+    } else if (options.figures) {
       std::printf("ok     %s: %s\n", op_case.name.c_str(), figures.c_str());
     }
   }
@@ -46,7 +58,7 @@ void RunComposites(Backend& backend, const std::string& part, Count& count) {
   }
 }
 
-int Run(const std::string& part, bool print_figures, bool small_tiles) {
+int Run(const Options& options) {
   int failed = 0;
   for (const DType act : {DType::kF32, DType::kBF16}) {
     auto backend = OpenCuda({.device = 0, .activation_dtype = act});
@@ -54,12 +66,16 @@ int Run(const std::string& part, bool print_figures, bool small_tiles) {
       std::printf("skipped: %s\n", std::string(ToStd(backend.status().message())).c_str());
       return 77;
     }
-    if (small_tiles) static_cast<CudaOps&>((*backend)->ops()).set_attention_profile(cuda::AttentionProfile::kSmall);
+    if (options.small_tiles)
+      static_cast<CudaOps&>((*backend)->ops()).set_attention_profile(cuda::AttentionProfile::kSmall);
     const char* name = act == DType::kF32 ? "fp32" : "bf16";
     std::printf("== %s, %s ==\n", (*backend)->name().c_str(), name);
     Count count;
-    RunCases(**backend, part, print_figures, count);
-    RunComposites(**backend, part, count);
+    RunCases(**backend, options, count);
+    if (!options.cases_only && options.parts.empty()) RunComposites(**backend, "", count);
+    if (!options.cases_only) {
+      for (const std::string& part : options.parts) RunComposites(**backend, part, count);
+    }
     std::printf("%s: %d checks, %d failed; %d cases took the plain product instead of cuBLASLt\n", name, count.run,
                 count.failed, count.plain);
     failed += count.failed;
@@ -72,19 +88,20 @@ int Run(const std::string& part, bool print_figures, bool small_tiles) {
 }  // namespace hone
 
 int main(int argc, char** argv) {
-  std::string part;
-  bool figures = false, small_tiles = false;
+  hone::Options options;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--figures") == 0) {
-      figures = true;
+      options.figures = true;
     } else if (std::strcmp(argv[i], "--small-tiles") == 0) {
-      small_tiles = true;
+      options.small_tiles = true;
+    } else if (std::strcmp(argv[i], "--cases") == 0) {
+      options.cases_only = true;
     } else {
-      part = argv[i];
+      options.parts.push_back(argv[i]);
     }
   }
   try {
-    return hone::Run(part, figures, small_tiles);
+    return hone::Run(options);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;
