@@ -77,8 +77,8 @@ void Block::Forward(const BlockCall& call, const BlockActivations& kept, Tensor 
   if (call.mode == AdapterMode::kOn && call.refresh) {
     for (int kind = 0; kind < kGroupKinds; ++kind) RefreshKeptWeight(ops_, Group(call, static_cast<GroupKind>(kind)));
   }
-  // Never in place: a product that adds to what its output holds rounds otherwise than one that adds what lies elsewhere,
-  // and every plan is to have the same bits.
+  // Never in place: a product that adds to what its output holds rounds otherwise than one that adds what lies
+  // elsewhere, and every plan is to have the same bits.
   const Tensor x_mid =
       kept.x_mid.empty() ? call.launch->Buffer(scratch, ops_.activation_dtype(), sizes().h) : kept.x_mid;
   {

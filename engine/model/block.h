@@ -15,18 +15,18 @@ namespace hone {
 // What the forward pass of a layer leaves for its backward pass. Empty: not kept, computed again. R is the spare of the
 // group that reads or (gate_up) writes the buffer.
 struct BlockActivations {
-  Tensor x_in;    // act [T, H]            always
-  Tensor n1;      // act [T, H + R]        normed input of q, k, v
-  Tensor rstd1;   // fp32 [T, 1]
-  Tensor qkv;     // act [T, Nq + 2 Nk]    after rotary; with qk-norm before both
-  Tensor qk;      // act [T, Nq + Nk]      with qk-norm: after it and rotary
-  Tensor q_rstd;  // fp32 [T, heads]       with qk-norm
-  Tensor k_rstd;  // fp32 [T, kv_heads]
-  Tensor attn;    // act [T, Nq + R]       input of o
-  Tensor lse;     // fp32 [T, heads]
-  Tensor x_mid;   // act [T, H]            after attention's residual
-  Tensor n2;      // act [T, H + R]        normed input of gate, up
-  Tensor rstd2;   // fp32 [T, 1]
+  Tensor x_in;     // act [T, H]            always
+  Tensor n1;       // act [T, H + R]        normed input of q, k, v
+  Tensor rstd1;    // fp32 [T, 1]
+  Tensor qkv;      // act [T, Nq + 2 Nk]    after rotary; with qk-norm before both
+  Tensor qk;       // act [T, Nq + Nk]      with qk-norm: after it and rotary
+  Tensor q_rstd;   // fp32 [T, heads]       with qk-norm
+  Tensor k_rstd;   // fp32 [T, kv_heads]
+  Tensor attn;     // act [T, Nq + R]       input of o
+  Tensor lse;      // fp32 [T, heads]
+  Tensor x_mid;    // act [T, H]            after attention's residual
+  Tensor n2;       // act [T, H + R]        normed input of gate, up
+  Tensor rstd2;    // fp32 [T, 1]
   Tensor gate_up;  // act [T, 2F + R]      its gradient replaces it
   Tensor h;        // act [T, F + R]       input of down
 };
@@ -59,9 +59,10 @@ class Block {
 
   // x_out [T, H] <- the block of kept.x_in; both may be one where nothing is kept.
   void Forward(const BlockCall& call, const BlockActivations& kept, Tensor x_out, Arena& scratch);
-  // dx_aug act [T, H + OutputSpare]: the gradient of the output, replaced by that of the input (where `input_gradient`).
-  // Adds to the adapter's gradients. The launch may have fewer rows than the forward pass had.
-  void Backward(const BlockCall& call, const BlockActivations& kept, Tensor dx_aug, bool input_gradient, Arena& scratch);
+  // dx_aug act [T, H + OutputSpare]: the gradient of the output, replaced by that of the input (where
+  // `input_gradient`). Adds to the adapter's gradients. The launch may have fewer rows than the forward pass had.
+  void Backward(const BlockCall& call, const BlockActivations& kept, Tensor dx_aug, bool input_gradient,
+                Arena& scratch);
 
   // Spare columns beside the gradient of the residual stream: o and down write to it.
   int64_t OutputSpare(int64_t layer) const;

@@ -63,7 +63,8 @@ void Block::MlpBackward(const BlockCall& call, const BlockActivations& a, Tensor
   Shared shared;
   if (!options_.decode_apart) {
     if (a.gate_up.empty()) shared.gate_up = DecodedWeight(ops_, Group(call, GroupKind::kGateUp), call.mode, scratch);
-    if (capacity < launch.capacity) shared.down = DecodedWeight(ops_, Group(call, GroupKind::kDown), call.mode, scratch);
+    if (capacity < launch.capacity)
+      shared.down = DecodedWeight(ops_, Group(call, GroupKind::kDown), call.mode, scratch);
   }
   for (int64_t begin = 0; begin < launch.rows; begin += capacity) {
     const int64_t rows = std::min(capacity, launch.rows - begin);

@@ -38,8 +38,9 @@ void Decoder::RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x,
     const CacheSlot slot = cache != nullptr ? CacheSlot{cache->k[layer], cache->v[layer], cache_rows} : CacheSlot{};
     BlockActivations a;
     a.x_in = x;
-    block_.Forward({layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr, NeedsRefresh(layer, mode), stored},
-                   a, x, scratch);
+    block_.Forward(
+        {layer, &*weights, &launch, mode, cache != nullptr ? &slot : nullptr, NeedsRefresh(layer, mode), stored}, a, x,
+        scratch);
   }
 }
 

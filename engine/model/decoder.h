@@ -39,8 +39,8 @@ class Decoder {
   void LogProbs(const PackedBatch& batch, const BatchLimits& limits, AdapterMode mode, Arena& scratch,
                 std::span<float> log_probs);
 
-  // From log-probabilities, one per logit row, to d loss / d log_prob, one per logit row that is not forward-only. Called
-  // once, between forward and backward.
+  // From log-probabilities, one per logit row, to d loss / d log_prob, one per logit row that is not forward-only.
+  // Called once, between forward and backward.
   using Coefficients = std::function<void(std::span<const float> log_probs, std::span<float> coefficients)>;
   // Adds the gradient of the adapter. Logit rows must be distinct but for forward-only ones (PackedBatch::tail_logits).
   void ForwardBackward(const PackedBatch& batch, const BatchLimits& limits, Arenas arenas,

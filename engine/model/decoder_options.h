@@ -8,8 +8,8 @@
 namespace hone {
 
 // What the forward pass keeps of a layer for the backward one; the rest is computed again, bit for bit. In order of
-// falling memory: all; all but what norms and the gated unit put out; nor gate and up; the layer's input and attention's
-// output; the input alone.
+// falling memory: all; all but what norms and the gated unit put out; nor gate and up; the layer's input and
+// attention's output; the input alone.
 enum class Recompute : uint8_t { kNone, kActivation, kMlp, kBlock, kFull };
 
 struct DecoderOptions {

@@ -32,8 +32,7 @@ Head::State Head::Forward(const Launch& launch, Tensor x, bool gradient, Arena& 
   auto range = [&](int64_t first, int64_t end, bool with_gradient) {
     for (int64_t begin = first; begin < end; begin += chunk) {
       const int64_t wanted = std::min(chunk, end - begin);
-      const int64_t count =
-          std::min({(wanted + multiple_ - 1) / multiple_ * multiple_, chunk, capacity - begin});
+      const int64_t count = std::min({(wanted + multiple_ - 1) / multiple_ * multiple_, chunk, capacity - begin});
       const Tensor normed = normed_buffer.Rows(0, count), logits = logits_buffer.Rows(0, count);
       ops_.GatherRows(x, launch.row_ids.Cols(begin, count), normed);
       ops_.RmsNorm(normed, model_.final_norm(), model_.config().rms_norm_eps, normed, state.rstd.Rows(begin, count));

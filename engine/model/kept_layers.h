@@ -17,10 +17,10 @@ namespace hone {
 class KeptLayers {
  public:
   struct Options {
-    int64_t first = 0;                 // lower layers keep nothing
-    std::vector<Recompute> levels;     // of all layers
+    int64_t first = 0;              // lower layers keep nothing
+    std::vector<Recompute> levels;  // of all layers
     int64_t hidden_size = 0;
-    int64_t backward_rows = 0;         // rows that the backward pass needs again
+    int64_t backward_rows = 0;  // rows that the backward pass needs again
     bool offload = false;
     Recompute offload_from = Recompute::kBlock;  // levels below stay on the device
   };

@@ -87,8 +87,8 @@ Launch BackwardPart(const Launch& launch, const PackedBatch& batch, int64_t row_
   while (count < batch.segments.size() && batch.segments[count].q0 < part.tokens) ++count;
   for (size_t i = 0; i < batch.segments.size(); ++i) {
     const Segment& s = batch.segments[i];
-    const int64_t end = std::max({int64_t{s.q0} + s.q_len, int64_t{s.kv0} + s.kv_len,
-                                  s.prefix_len > 0 ? int64_t{s.prefix0} + s.prefix_len : 0});
+    const int64_t end = std::max(
+        {int64_t{s.q0} + s.q_len, int64_t{s.kv0} + s.kv_len, s.prefix_len > 0 ? int64_t{s.prefix0} + s.prefix_len : 0});
     HONE_CHECK(i < count ? end <= part.tokens : s.q0 >= part.tokens, "segment ", i, " mixes forward-only rows in");
   }
   part.segments.host = part.segments.host.first(count);

@@ -52,9 +52,8 @@ void LinearProduct(Ops& ops, const LinearGroup& group, Tensor w, Tensor x_aug, T
 
 // Launches of so many rows, in generation, use weights as stored.
 int64_t StoredProductRows(const Ops& ops);
-// The same from the weights as stored, for at most kWeightMatmulRows rows: y[T, N] <- x W^T + s x A^T B^T (+ addend; empty:
-// none). `act` has the adapter's values in the activations' dtype; x's spare columns are
-// scratch.
+// The same from the weights as stored, for at most kWeightMatmulRows rows: y[T, N] <- x W^T + s x A^T B^T (+ addend;
+// empty: none). `act` has the adapter's values in the activations' dtype; x's spare columns are scratch.
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y);
 

@@ -32,9 +32,9 @@ struct LaunchBatch {
 
 std::vector<LaunchBatch> MakeTrainBatches(std::span<const Example* const> examples, int32_t micro_batch_tokens,
                                           PackingMode packing);
-// A whole preference step in one launch, if it fits: the examples' rows with a backward pass, and behind them, forward-only,
-// mismatched[i] for each example: its completion alone where the example has its prompt (KTO's KL pairs do). So their
-// log-probabilities need no pass of their own, and are known when the coefficients are asked for.
+// A whole preference step in one launch, if it fits: the examples' rows with a backward pass, and behind them,
+// forward-only, mismatched[i] for each example: its completion alone where the example has its prompt (KTO's KL pairs
+// do). So their log-probabilities need no pass of their own, and are known when the coefficients are asked for.
 std::optional<LaunchBatch> MakeCoupledBatch(std::span<const Example* const> examples,
                                             std::span<const Example* const> mismatched, int32_t micro_batch_tokens);
 // packing false: one example a launch (its prompt not shared).

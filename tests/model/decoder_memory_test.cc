@@ -62,9 +62,10 @@ Memory Measure(const std::string& shape, SessionOptions options, int64_t tokens)
 
 void Print(const std::string& what, const Memory& m) {
   const auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  std::printf("%-44s %8.0f MiB: weights %.0f, adapter %.0f, gradients %.0f, saved %.0f, scratch %.0f; pinned %.0f MiB\n",
-              what.c_str(), m.device / kMiB, mib(m.bytes.weights()), mib(m.bytes.adapter()), mib(m.bytes.gradients()),
-              mib(m.bytes.saved()), mib(m.bytes.scratch()), m.pinned / kMiB);
+  std::printf(
+      "%-44s %8.0f MiB: weights %.0f, adapter %.0f, gradients %.0f, saved %.0f, scratch %.0f; pinned %.0f MiB\n",
+      what.c_str(), m.device / kMiB, mib(m.bytes.weights()), mib(m.bytes.adapter()), mib(m.bytes.gradients()),
+      mib(m.bytes.saved()), mib(m.bytes.scratch()), m.pinned / kMiB);
 }
 
 // Issue: fixed part at most 6.1 GiB, at most 120 KiB a token, 128,000 tokens in one row on a 24 GB card.
@@ -116,6 +117,19 @@ TEST(DecoderMemory, SmallestPlansStayUnderTheirBars) {
     Print(StrCat(bar.shape, " r=", bar.r, ", ", bar.tokens, " tokens, on the card"),
           Measure(bar.shape, options, bar.tokens));
   }
+}
+
+// No product computed twice, and hardly more memory than if all were: what is kept passes through the card.
+TEST(DecoderMemory, AllButNormsOnTheHost) {
+  SessionOptions options = Options(16, 32, Recompute::kActivation);
+  const Memory on_card = Measure("llama-3.1-8b", options, 4096);
+  options.decoder.offload_inputs = true;
+  options.decoder.offload_from = Recompute::kActivation;
+  const Memory on_host = Measure("llama-3.1-8b", options, 4096);
+  Print("8B r=16, 4096 tokens, recompute activation", on_card);
+  Print("the same on the host", on_host);
+  EXPECT_LE(on_host.device, 0.45 * on_card.device);
+  EXPECT_GE(on_host.pinned, on_card.device - on_host.device);
 }
 
 TEST(DecoderMemory, BytesATokenByLevel) {

@@ -1,6 +1,6 @@
 // A plan's choices on a five-layer model (random weights): recompute levels, offload, kept decoded weights, the table
-// on the host do not change a bit; chunks of rows, null rows, weights decoded apart change sums within rounding; what is
-// forward-only in a launch equals a pass of its own. And arenas end where the dry run said.
+// on the host do not change a bit; chunks of rows, null rows, weights decoded apart change sums within rounding; what
+// is forward-only in a launch equals a pass of its own. And arenas end where the dry run said.
 #include <unistd.h>
 
 #include <algorithm>
@@ -378,8 +378,8 @@ TEST_P(DecoderPlans, TokenByTokenEqualsTheWholeDocument) {
       Decoder decoder(backend->ops(), session->model(), &session->lora(), {});
       Arena& memory = arenas.scratch;
       KvCache cache = Decoder::AllocateCache(backend->ops(), session->model().config(), 12, memory);
-      for (const auto& [mode, log_probs] : {std::pair(AdapterMode::kOn, expected.forward),
-                                            std::pair(AdapterMode::kOff, expected.reference)}) {
+      for (const auto& [mode, log_probs] :
+           {std::pair(AdapterMode::kOn, expected.forward), std::pair(AdapterMode::kOff, expected.reference)}) {
         std::vector<float> actual, logits;
         for (int32_t t = 0; t < 11; ++t) {
           PackedBatch one;

@@ -63,9 +63,7 @@ class LateOps final : public Ops {
   void RopeTable(Tensor p, Tensor f, float s, Tensor c, Tensor n) override { inner_.RopeTable(p, f, s, c, n); }
   void Rope(Tensor x, int64_t d, Tensor c, Tensor s, RopeDirection r) override { inner_.Rope(x, d, c, s, r); }
   void Glu(Tensor g, Activation a, Tensor o) override { inner_.Glu(g, a, o); }
-  void GluBackward(Tensor d, Tensor g, Activation a, Tensor o, Tensor h) override {
-    inner_.GluBackward(d, g, a, o, h);
-  }
+  void GluBackward(Tensor d, Tensor g, Activation a, Tensor o, Tensor h) override { inner_.GluBackward(d, g, a, o, h); }
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& s, const AttentionShape& h, Tensor o,
                  Tensor l) override {
     inner_.Attention(q, k, v, s, h, o, l);
