@@ -1,12 +1,8 @@
 // Products with one narrow side in bf16: the adapter's x A^T and dY B (few columns), dA and dB (few rows or columns,
 // sums over the tokens). Each is bound by reading its wide operand once. A block takes 64 or 128 rows of the wide side
 // and up to 64 of the narrow one; where such tiles are too few for the card, several blocks share one along k, and the
-// one that ends last adds their sums in a fixed order, whichever it is. For x A^T and dY B k has eight pieces, whose
-// sums are added two by two like the leaves of a tree, however many of them a block has: so a row's result depends on
-// its row and on b, not on m.
-//
-// Half of a block's warps work on the first half of its k, the others on the second: that reads shared memory, which is
-// the bottleneck here, half as often as sharing out the tile among all of them.
+// one that ends last adds their sums in a fixed order, whichever it is. For x A^T and dY B the order follows from k
+// alone (PieceTree), so that a row's result depends on its row and on b, not on m.
 //
 // Tensor cores by mma.m16n8k16, operands by cp.async into a ring of stages, chunks of 16 bytes permuted within their
 // row so that ldmatrix meets no bank conflict. Below: "a" is the wide operand [rows, k], stored so or as [k, rows]; "b"
@@ -20,12 +16,12 @@
 namespace hone::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // two groups of four warps
-constexpr int kGroup = kThreads / 2;
-constexpr int kDepth = 32;             // of k in a stage, for each group
+constexpr int kThreads = 256;
+constexpr int kDepth = 64;             // of k in a stage
 constexpr int kStageBytes = 96 << 10;  // all stages: sm_86 gives a block 99 KiB
-constexpr int kTreePieces = 8;         // of k, where their sums are added two by two:
-constexpr int64_t kTreeDepth = 1024;   // from so much on, only the last can be empty
+constexpr int kTreePieces = 4;         // of k, where their sums are added two by two:
+constexpr int64_t kTreeDepth = 1024;   // from so much on, none of them is empty
+constexpr int64_t kLongRows = 8192;
 constexpr int64_t kMaxTickets = kCudaTicketBytes / 4;
 
 struct Product {
@@ -35,7 +31,7 @@ struct Product {
   int64_t a_pitch, b_pitch, c_row, c_col;  // strides in elements
   int64_t rows, columns, k;
   int steps_per_piece;      // of kDepth
-  int pieces_per_group;     // neighbours: 1 or 2
+  int pieces_per_block;     // neighbours: 1, or of kTreePieces
   int split, column_tiles;  // blocks to a tile; tiles side by side
   float alpha, beta;
   bool fp32_out, pairs;  // pairs: two neighbouring columns of c in one access
@@ -43,15 +39,16 @@ struct Product {
   unsigned* tickets;
 };
 
-template <int ROWS, int COLUMNS>
+template <int ROWS, int COLUMNS, bool kDepthFirstA>
 struct Tile {
-  static constexpr int kWarpColumns = COLUMNS == 64 ? 2 : 1;  // warps of a group side by side
-  static constexpr int kWarpRows = 4 / kWarpColumns;
+  static constexpr int kWarpColumns = COLUMNS == 64 || !kDepthFirstA ? 2 : 1;         // warps side by side
+  static constexpr int kGroups = kDepthFirstA && ROWS == 64 && COLUMNS < 64 ? 2 : 1;  // halves of a stage's depth
+  static constexpr int kWarpRows = 8 / kWarpColumns / kGroups;
   static constexpr int kM = ROWS / 16 / kWarpRows, kN = COLUMNS / 8 / kWarpColumns;  // fragments of a warp
   static constexpr int kFragments = kM * kN;
-  static constexpr int kSpanBytes = (ROWS + COLUMNS) * kDepth * 2;  // of a stage, for each group
-  static constexpr int kBytes = 2 * kSpanBytes;
-  static constexpr int kStages = std::min(kStageBytes / kBytes, 8);
+  static constexpr int kSummers = kThreads / kGroups;           // threads that hold the tile's sums in the end
+  static constexpr int kBytes = (ROWS + COLUMNS) * kDepth * 2;  // of a stage
+  static constexpr int kStages = std::min(kStageBytes / kBytes, 6);
   static constexpr int kSharedBytes = kBytes * kStages;
 };
 
@@ -77,7 +74,7 @@ __device__ inline void LoadMatrices(uint32_t (&x)[4], uint32_t address) {
 }
 
 __device__ inline void CopyAsync(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 
@@ -105,7 +102,7 @@ class Operand {
         base + (kDepthFirst ? (depth0 + row) * pitch + line0 + chunk * 8 : (line0 + row) * pitch + depth0 + chunk * 8);
   }
 
-  // The next stage, of which the first `depth` (or none) are inside.
+  // The next stage, of which the first `depth` are inside.
   __device__ void Load(uint32_t stage, int depth) {
     const int row = threadIdx.x / kChunksPerRow, chunk = threadIdx.x % kChunksPerRow;
 #pragma unroll
@@ -166,29 +163,62 @@ __device__ inline void Add(Fragment (&sums)[FRAGMENTS], const Fragment (&more)[F
 }
 
 template <int FRAGMENTS>
+__device__ inline void Set(Fragment (&sums)[FRAGMENTS], const Fragment (&to)[FRAGMENTS]) {
+#pragma unroll
+  for (int f = 0; f < FRAGMENTS; ++f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[f][i] = to[f][i];
+  }
+}
+
+template <int FRAGMENTS>
 __device__ inline void Clear(Fragment (&sums)[FRAGMENTS]) {
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; ++f) sums[f][0] = sums[f][1] = sums[f][2] = sums[f][3] = 0;
 }
 
+// Sums of a block's pieces, added two by two like the leaves of a tree, so that it does not matter how many blocks
+// share the pieces.
 template <int FRAGMENTS>
+class PieceTree {
+ public:
+  // After piece i of `pieces`: sums become those of the pieces so far (of the last, all) or begin anew.
+  __device__ void EndPiece(int i, int pieces, Fragment (&sums)[FRAGMENTS]) {
+    if (i % 2 == 1) Add(sums, one_);
+    if (i % 4 == 3) Add(sums, two_);
+    if (i == pieces - 1) return;
+    if (i % 2 == 0) {
+      Set(one_, sums);
+    } else {
+      Set(two_, sums);
+    }
+    Clear(sums);
+  }
+
+ private:
+  Fragment one_[FRAGMENTS], two_[FRAGMENTS];
+};
+
+template <int FRAGMENTS, int THREADS>
 __device__ inline void LoadPartial(const float4* partial, Fragment (&sums)[FRAGMENTS]) {
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; ++f) {
-    const float4 x = __ldcg(partial + f * kThreads);
+    const float4 x = __ldcg(partial + f * THREADS);
     sums[f][0] = x.x, sums[f][1] = x.y, sums[f][2] = x.z, sums[f][3] = x.w;
   }
 }
 
-// Adds what the blocks of a tile found, in a fixed order (four of them two by two); a thread reads what those with its
-// place wrote. False: another block is to do so.
-template <int FRAGMENTS>
+// Adds what the blocks of a tile found, in a fixed order; a thread reads what those with its place wrote. False:
+// another block is to do so. All threads of the block come here; those beyond THREADS hold no sums.
+template <int FRAGMENTS, int THREADS, bool kTree>
 __device__ bool AddParts(const Product& p, unsigned tile, int part, Fragment (&sums)[FRAGMENTS]) {
-  constexpr int kPartial = FRAGMENTS * kThreads;
+  constexpr int kPartial = FRAGMENTS * THREADS;
   float4* partials = reinterpret_cast<float4*>(p.partials) + int64_t{tile} * p.split * kPartial + threadIdx.x;
+  if (threadIdx.x < THREADS) {
 #pragma unroll
-  for (int f = 0; f < FRAGMENTS; ++f)
-    __stcg(partials + part * kPartial + f * kThreads, make_float4(sums[f][0], sums[f][1], sums[f][2], sums[f][3]));
+    for (int f = 0; f < FRAGMENTS; ++f)
+      __stcg(partials + part * kPartial + f * THREADS, make_float4(sums[f][0], sums[f][1], sums[f][2], sums[f][3]));
+  }
   __threadfence();
   __shared__ bool last;
   __syncthreads();
@@ -199,19 +229,20 @@ __device__ bool AddParts(const Product& p, unsigned tile, int part, Fragment (&s
   __syncthreads();
   if (!last) return false;
   __threadfence();
+  if (threadIdx.x >= THREADS) return true;
   Fragment more[FRAGMENTS];
-  LoadPartial(partials, sums);
-  if (p.split == 4) {
+  LoadPartial<FRAGMENTS, THREADS>(partials, sums);
+  if (kTree && p.split == 4) {
     Fragment third[FRAGMENTS], fourth[FRAGMENTS];
-    LoadPartial(partials + kPartial, more);
-    LoadPartial(partials + 2 * kPartial, third);
-    LoadPartial(partials + 3 * kPartial, fourth);
+    LoadPartial<FRAGMENTS, THREADS>(partials + kPartial, more);
+    LoadPartial<FRAGMENTS, THREADS>(partials + 2 * kPartial, third);
+    LoadPartial<FRAGMENTS, THREADS>(partials + 3 * kPartial, fourth);
     Add(sums, more), Add(third, fourth), Add(sums, third);
     return true;
   }
-#pragma unroll 2
+#pragma unroll 4
   for (int i = 1; i < p.split; ++i) {
-    LoadPartial(partials + i * kPartial, more);
+    LoadPartial<FRAGMENTS, THREADS>(partials + i * kPartial, more);
     Add(sums, more);
   }
   return true;
@@ -230,38 +261,37 @@ struct PairOf<bf16> {
   static __device__ __nv_bfloat162 Make(float x, float y) { return __floats2bfloat162_rn(x, y); }
 };
 
-// c <- alpha sums + beta c for some of a warp's M x N fragments, from `first` on; (row0, column0): the warp's corner.
-// All of c is read before any of it is written: one wait instead of one for each element.
-template <int N, int FRAGMENTS, typename C>
-__device__ inline void StoreFragments(const Product& p, int64_t row0, int64_t column0, int first,
-                                      Fragment (&sums)[FRAGMENTS]) {
+// c <- alpha sums + beta c for a warp's fragments from (row0, column0) on. All of c is read before any of it is
+// written: one wait instead of one for each element.
+template <int M, int N, typename C>
+__device__ inline void StoreFragments(const Product& p, int64_t row0, int64_t column0, Fragment (&sums)[M * N]) {
   const int lane = threadIdx.x % 32;
   const int64_t row = row0 + lane / 4, column = column0 + lane % 4 * 2;
   C* c = static_cast<C*>(p.c) + row * p.c_row + column * p.c_col;
-  const auto row_of = [&](int f, int i) { return (first + f) / N * 16 + i / 2 * 8; };
-  const auto column_of = [&](int f, int i) { return (first + f) % N * 8 + i % 2; };
-  const auto inside = [&](int f, int i) { return row + row_of(f, i) < p.rows && column + column_of(f, i) < p.columns; };
-  const auto at = [&](int f, int i) { return c + row_of(f, i) * p.c_row + column_of(f, i) * p.c_col; };
+  const auto inside = [&](int f, int i) {
+    return row + f / N * 16 + i / 2 * 8 < p.rows && column + f % N * 8 + i % 2 < p.columns;
+  };
+  const auto at = [&](int f, int i) { return c + (f / N * 16 + i / 2 * 8) * p.c_row + (f % N * 8 + i % 2) * p.c_col; };
 #pragma unroll
-  for (int f = 0; f < FRAGMENTS; ++f) {
+  for (int f = 0; f < M * N; ++f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[f][i] *= p.alpha;
   }
   if (p.beta != 0) {
-    Fragment old[FRAGMENTS];
+    Fragment old[M * N];
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; ++f) {
+    for (int f = 0; f < M * N; ++f) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) old[f][i] = inside(f, i) ? ToFloat(*at(f, i)) : 0.0f;
     }
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; ++f) {
+    for (int f = 0; f < M * N; ++f) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[f][i] += p.beta * old[f][i];
     }
   }
 #pragma unroll
-  for (int f = 0; f < FRAGMENTS; ++f) {
+  for (int f = 0; f < M * N; ++f) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
       if (p.pairs) {
@@ -275,75 +305,64 @@ __device__ inline void StoreFragments(const Product& p, int64_t row0, int64_t co
   }
 }
 
-// The groups exchange halves of their sums through the memory of the stages: each thread ends up with one half of its
-// place's fragments, added.
+// The second half of the warps hands its sums to the first through the memory of the stages.
 template <int FRAGMENTS>
-__device__ inline void AddGroups(float4* shared, int group, const Fragment (&sums)[FRAGMENTS],
-                                 Fragment (&half)[FRAGMENTS / 2]) {
-  constexpr int kHalf = FRAGMENTS / 2;
+__device__ inline void AddGroups(float4* shared, bool second, Fragment (&sums)[FRAGMENTS]) {
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
+  float4* place = shared + threadIdx.x % (kThreads / 2);
+  if (second) {
 #pragma unroll
-  for (int f = 0; f < kHalf; ++f) {
-    Fragment given;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      given[i] = group == 0 ? sums[f + kHalf][i] : sums[f][i];
-      half[f][i] = group == 0 ? sums[f][i] : sums[f + kHalf][i];
-    }
-    shared[f * kThreads + threadIdx.x] = make_float4(given[0], given[1], given[2], given[3]);
+    for (int f = 0; f < FRAGMENTS; ++f)
+      place[f * (kThreads / 2)] = make_float4(sums[f][0], sums[f][1], sums[f][2], sums[f][3]);
   }
   __syncthreads();
+  if (second) return;
 #pragma unroll
-  for (int f = 0; f < kHalf; ++f) {
-    const float4 x = shared[f * kThreads + (threadIdx.x ^ kGroup)];
-    half[f][0] += x.x, half[f][1] += x.y, half[f][2] += x.z, half[f][3] += x.w;
+  for (int f = 0; f < FRAGMENTS; ++f) {
+    const float4 x = place[f * (kThreads / 2)];
+    sums[f][0] += x.x, sums[f][1] += x.y, sums[f][2] += x.z, sums[f][3] += x.w;
   }
 }
 
 template <int ROWS, int COLUMNS, bool kDepthFirstA, bool kDepthFirstB>
 __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Product p) {
-  using T = Tile<ROWS, COLUMNS>;
+  using T = Tile<ROWS, COLUMNS, kDepthFirstA>;
   extern __shared__ __align__(128) uint8_t shared[];
   const uint32_t stages = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const unsigned tile = blockIdx.x / p.split;
   const int part = static_cast<int>(blockIdx.x % p.split);
   const int64_t row0 = int64_t{tile / p.column_tiles} * ROWS, column0 = int64_t{tile % p.column_tiles} * COLUMNS;
-  // Each group has a span of k, the second's behind the first's; only the last of all may be short, or empty.
-  const int span = p.steps_per_piece * p.pieces_per_group * kDepth;
-  const int64_t begin0 = int64_t{2 * part} * span, begin1 = begin0 + span;
-  const int depth0 = static_cast<int>(min(int64_t{span}, p.k - begin0));
-  const int depth1 = static_cast<int>(max(min(int64_t{span}, p.k - begin1), int64_t{0}));
-  const int steps = (depth0 + kDepth - 1) / kDepth;
-  Operand<ROWS, kDepthFirstA> a0(p.a, p.a_pitch, row0, p.rows, begin0), a1(p.a, p.a_pitch, row0, p.rows, begin1);
-  Operand<COLUMNS, kDepthFirstB> b0(p.b, p.b_pitch, column0, p.columns, begin0),
-      b1(p.b, p.b_pitch, column0, p.columns, begin1);
+  const int block_steps = p.steps_per_piece * p.pieces_per_block;
+  const int64_t begin = int64_t{part} * block_steps * kDepth;
+  const int depth = static_cast<int>(min(int64_t{block_steps} * kDepth, p.k - begin));
+  const int steps = (depth + kDepth - 1) / kDepth;
+  Operand<ROWS, kDepthFirstA> a(p.a, p.a_pitch, row0, p.rows, begin);
+  Operand<COLUMNS, kDepthFirstB> b(p.b, p.b_pitch, column0, p.columns, begin);
   const auto load = [&](int step, int slot) {
     if (step < steps) {
-      const uint32_t stage = stages + slot * T::kBytes;
-      a0.Load(stage, depth0 - step * kDepth);
-      a1.Load(stage + T::kSpanBytes, depth1 - step * kDepth);
-      b0.Load(stage + ROWS * kDepth * 2, depth0 - step * kDepth);
-      b1.Load(stage + ROWS * kDepth * 2 + T::kSpanBytes, depth1 - step * kDepth);
+      a.Load(stages + slot * T::kBytes, depth - step * kDepth);
+      b.Load(stages + slot * T::kBytes + ROWS * kDepth * 2, depth - step * kDepth);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 #pragma unroll
   for (int step = 0; step < T::kStages - 1; ++step) load(step, step);
 
-  const int warp = threadIdx.x / 32, group = warp / 4, place = warp % 4;
+  const int warp = threadIdx.x / 32, group = warp / (8 / T::kGroups), place = warp % (8 / T::kGroups);
   const int row = place / T::kWarpColumns * (T::kM * 16), column = place % T::kWarpColumns * (T::kN * 8);
   Fragment sums[T::kFragments] = {};
-  Fragment first_piece[kDepthFirstA ? 1 : T::kFragments];
-  int slot = 0;
+  PieceTree<T::kFragments> tree;
+  int slot = 0, in_piece = 0, piece = 0;
   for (int step = 0; step < steps; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(T::kStages - 2) : "memory");
     __syncthreads();
     load(step + T::kStages - 1, slot == 0 ? T::kStages - 1 : slot - 1);
-    const uint32_t stage = stages + slot * T::kBytes + group * T::kSpanBytes, stage_b = stage + ROWS * kDepth * 2;
+    const uint32_t stage = stages + slot * T::kBytes, stage_b = stage + ROWS * kDepth * 2;
     slot = slot == T::kStages - 1 ? 0 : slot + 1;
 #pragma unroll
-    for (int k = 0; k < kDepth; k += 16) {
+    for (int i = 0; i < kDepth / T::kGroups; i += 16) {
+      const int k = i + group * (kDepth / T::kGroups);
       uint32_t x[T::kM][4], y[T::kN / 2][4];
 #pragma unroll
       for (int m = 0; m < T::kM; ++m) FragmentA<ROWS, kDepthFirstA>(x[m], stage, row + m * 16, k);
@@ -355,35 +374,24 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
         for (int n = 0; n < T::kN; ++n) Mma(sums[m * T::kN + n], x[m], y[n / 2][n % 2 * 2], y[n / 2][n % 2 * 2 + 1]);
       }
     }
-    if constexpr (!kDepthFirstA) {
-      if (p.pieces_per_group == 2 && step == p.steps_per_piece - 1) {
-#pragma unroll
-        for (int f = 0; f < T::kFragments; ++f) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) first_piece[f][i] = sums[f][i];
-        }
-        Clear(sums);
-      }
+    if (!kDepthFirstA && p.pieces_per_block > 1 && (++in_piece == p.steps_per_piece || step == steps - 1)) {
+      tree.EndPiece(piece++, p.pieces_per_block, sums);
+      in_piece = 0;
     }
   }
-  if constexpr (!kDepthFirstA) {
-    if (p.pieces_per_group == 2) Add(sums, first_piece);
-  }
-  Fragment half[T::kFragments / 2];
-  AddGroups(reinterpret_cast<float4*>(shared), group, sums, half);
-  if (p.split > 1 && !AddParts(p, tile, part, half)) return;
-  const int first = group * (T::kFragments / 2);
+  if constexpr (T::kGroups == 2) AddGroups(reinterpret_cast<float4*>(shared), group == 1, sums);
+  if (p.split > 1 && !AddParts<T::kFragments, T::kSummers, !kDepthFirstA>(p, tile, part, sums)) return;
+  if (group != 0) return;
   if (p.fp32_out) {
-    StoreFragments<T::kN, T::kFragments / 2, float>(p, row0 + row, column0 + column, first, half);
+    StoreFragments<T::kM, T::kN, float>(p, row0 + row, column0 + column, sums);
   } else {
-    StoreFragments<T::kN, T::kFragments / 2, bf16>(p, row0 + row, column0 + column, first, half);
+    StoreFragments<T::kM, T::kN, bf16>(p, row0 + row, column0 + column, sums);
   }
 }
 
 template <int ROWS, int COLUMNS, bool kDepthFirstA, bool kDepthFirstB>
 void LaunchTile(const Product& p, cudaStream_t stream) {
-  using T = Tile<ROWS, COLUMNS>;
-  static_assert(T::kSharedBytes >= T::kFragments / 2 * kThreads * 16);
+  using T = Tile<ROWS, COLUMNS, kDepthFirstA>;
   const auto kernel = Skinny<ROWS, COLUMNS, kDepthFirstA, kDepthFirstB>;
   // Once for all, for the process works on one card; if it fails so does the launch.
   [[maybe_unused]] static const cudaError_t allowed =
@@ -396,8 +404,10 @@ template <int COLUMNS>
 void LaunchLayout(const Product& p, int rows, bool depth_first_a, bool depth_first_b, cudaStream_t stream) {
   if (depth_first_a && rows == 128) return LaunchTile<128, COLUMNS, true, true>(p, stream);
   if (depth_first_a) return LaunchTile<64, COLUMNS, true, true>(p, stream);
-  if (depth_first_b) return LaunchTile<64, COLUMNS, false, true>(p, stream);
-  LaunchTile<64, COLUMNS, false, false>(p, stream);
+  if constexpr (COLUMNS > 16) {
+    if (depth_first_b) return LaunchTile<64, COLUMNS, false, true>(p, stream);
+    LaunchTile<64, COLUMNS, false, false>(p, stream);
+  }
 }
 
 void LaunchColumns(const Product& p, SkinnyShape shape, bool depth_first_a, bool depth_first_b, cudaStream_t stream) {
@@ -444,16 +454,18 @@ SkinnyShape SkinnyShapeFor(Tensor a, Transpose ta, Tensor b, Transpose tb, Tenso
   const Roles r = RolesOf(a, ta, b, tb, c);
   constexpr int64_t kBlocks = 112;  // enough to keep the memory of 132 processors busy
   SkinnyShape s;
-  s.columns = r.columns <= 16 ? 16 : r.columns <= 32 ? 32 : 64;
+  s.columns = r.columns <= 16 && r.depth_first_wide ? 16 : r.columns <= 32 ? 32 : 64;
   const int64_t column_tiles = CeilDiv(r.columns, s.columns);
   if (!r.depth_first_wide) {
-    const int64_t tiles = CeilDiv(r.rows, 64) * column_tiles;
-    s.split = r.k < kTreeDepth ? 1 : tiles * 2 >= kBlocks ? 2 : 4;
+    if (r.k < kTreeDepth) return s;
+    // Long rows bear two blocks to a processor.
+    const int64_t tiles = CeilDiv(r.rows, 64) * column_tiles, blocks = r.k < kLongRows ? kBlocks : 2 * kBlocks;
+    s.split = tiles >= blocks ? 1 : tiles * 2 >= blocks ? 2 : kTreePieces;
     return s;
   }
   if (CeilDiv(r.rows, 128) * column_tiles >= kBlocks && s.columns < 64) s.rows = 128;
   const int64_t tiles = CeilDiv(r.rows, s.rows) * column_tiles;
-  s.split = static_cast<int>(std::clamp<int64_t>(CeilDiv(kBlocks, tiles), 1, std::max<int64_t>(r.k / 256, 1)));
+  s.split = static_cast<int>(std::clamp<int64_t>(CeilDiv(kBlocks, tiles), 1, std::max<int64_t>(r.k / 128, 1)));
   return s;
 }
 
@@ -469,10 +481,10 @@ void SkinnyMatmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, floa
             reinterpret_cast<uintptr_t>(c.data) % static_cast<uintptr_t>(2 * size) == 0;
   p.columns = r.columns, p.k = r.k;
   p.alpha = alpha, p.beta = beta;
-  const int pieces = r.depth_first_wide ? 2 * shape.split : r.k < kTreeDepth ? 2 : kTreePieces;
+  const int pieces = r.depth_first_wide ? shape.split : r.k < kTreeDepth ? 1 : kTreePieces;
   p.steps_per_piece = static_cast<int>(CeilDiv(CeilDiv(r.k, pieces), kDepth));
-  p.pieces_per_group = pieces / shape.split / 2;
-  p.split = static_cast<int>(CeilDiv(r.k, int64_t{2} * p.pieces_per_group * p.steps_per_piece * kDepth));
+  p.split = r.depth_first_wide ? static_cast<int>(CeilDiv(r.k, int64_t{p.steps_per_piece} * kDepth)) : shape.split;
+  p.pieces_per_block = pieces / shape.split;
   p.column_tiles = static_cast<int>(CeilDiv(r.columns, shape.columns));
   p.partials = workspace.partials, p.tickets = workspace.tickets;
   // Rows in parts whose partial sums and tickets fit.

@@ -10,7 +10,7 @@ namespace hone::cuda {
 inline constexpr int64_t kSkinnyColumns = 192;  // the narrow side
 
 // How a product is cut: rows (64; 128 too for sums over tokens) and columns (16, 32, 64) of a block's tile, and how
-// many blocks share a tile along k (for x A^T and dY B 2 or 4, 1 where k is below 1024; no effect on their bits).
+// many blocks share a tile along k (for x A^T and dY B 1, 2 or 4, 1 where k is below 1024; no effect on their bits).
 struct SkinnyShape {
   int rows = 64, columns = 64, split = 1;
 };

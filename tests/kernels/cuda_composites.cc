@@ -358,6 +358,30 @@ void WeightRowsIndependentOfM(Rig& rig, DType stored, int64_t n, int64_t k, std:
        differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
 }
 
+// The same for narrow products, at numbers of rows that share out k differently (skinny.cu).
+void NarrowRowsIndependentOfM(Rig& rig, int64_t n, int64_t k, Transpose tb, std::vector<CompositeResult>& results) {
+  Ops& ops = rig.ops;
+  constexpr int64_t kRows = 256, kMost = 16384;
+  const Tensor first = rig.Put(rig.Random(kRows, k), rig.act);
+  const Tensor a = rig.New(rig.act, kMost, k, k + 64);
+  for (int64_t row = 0; row < kMost; row += kRows) ops.Copy(first, a.Rows(row, kRows));
+  const Tensor b = tb == kT ? rig.Put(rig.Random(n, k), rig.act) : rig.Put(rig.Random(k, n), rig.act);
+  const Tensor c = rig.New(DType::kF32, kMost, n);  // the sums themselves
+  std::vector<double> base;
+  std::string differing;
+  for (const int64_t m : {kRows, int64_t{2048}, int64_t{4096}, int64_t{8192}, kMost}) {
+    ops.Matmul(a.Rows(0, m), kN, b, tb, c.Rows(0, m));
+    for (const int64_t row : {int64_t{0}, m - kRows}) {
+      const std::vector<double> got = rig.Get(c.Rows(row, kRows)).v;
+      if (base.empty()) base = got;
+      if (got != base) differing += StrCat(" M=", m, " row ", row);
+    }
+  }
+  results.push_back(
+      {StrCat("rows of a product independent of M, narrow: n ", n, ", k ", k, tb == kT ? "" : ", b not transposed"),
+       differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
+}
+
 // The same where each number of rows has the algorithm that was fastest for it, and after the file that keeps them was
 // read by another Ops: bits do not depend on what timing chose.
 void TunedRowsIndependentOfM(DType act, int64_t n, int64_t k, Transpose tb, const std::string& cache,
@@ -468,6 +492,11 @@ std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& 
   rows(16, 1088, kN);
   rows(64, 4096, kT);
   rows(64, 4096, kN);
+  for (const Transpose tb : {kT, kN}) {
+    for (const int64_t n : {16, 64, 96}) {
+      with_rig("rows of a product", [&](Rig& rig) { NarrowRowsIndependentOfM(rig, n, 1088, tb, results); });
+    }
+  }
   const std::string cache = StrCat("/tmp/hone_tuning_test_", static_cast<int64_t>(getpid()), ".txt");
   for (const Transpose tb : {kT, kN}) {
     std::remove(cache.c_str());
