@@ -358,31 +358,28 @@ void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor ad
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
-// A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over eight columns of partial
-// sums, in an order that K alone decides.
+// A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over columns of partial sums, in
+// an order that K alone decides.
 void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
   checks::WeightMatmul(x, weight, y, activation_dtype());
-  constexpr int64_t kPiece = 512, kLanes = 8;  // kPiece: whole blocks of every stored form
+  constexpr int64_t kPiece = 512;  // whole blocks of every stored form
+  constexpr int64_t kMostSums = 32;
+  const int64_t columns = 2 * kernels_.lanes;
+  HONE_CHECK(columns <= kMostSums, columns);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(weight.cols * x.rows, 1));
   pool_.Ranges(weight.rows, grain, [&](int64_t begin, int64_t end) {
     float piece[kPiece];
-    float sums[kWeightMatmulRows][kLanes];
+    float sums[kWeightMatmulRows * kMostSums];
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < x.rows; ++i) std::fill_n(sums[i], kLanes, 0.0f);
+      std::fill_n(sums, x.rows * columns, 0.0f);
       for (int64_t k = 0; k < weight.cols; k += kPiece) {
-        const int64_t count = std::min(kPiece, weight.cols - k), whole = count / kLanes * kLanes;
+        const int64_t count = std::min(kPiece, weight.cols - k);
         kernels_.decode(weight, row * weight.cols + k, count, piece);
-        for (int64_t i = 0; i < x.rows; ++i) {
-          const float* in = x.as<float>() + i * x.pitch + k;
-          for (int64_t j = 0; j < whole; j += kLanes) {
-            for (int64_t lane = 0; lane < kLanes; ++lane) sums[i][lane] += piece[j + lane] * in[j + lane];
-          }
-          for (int64_t j = whole; j < count; ++j) sums[i][j - whole] += piece[j] * in[j];
-        }
+        kernels_.piece_dots(piece, count, {x.as<float>() + k, x.pitch}, x.rows, sums);
       }
       for (int64_t i = 0; i < x.rows; ++i) {
         float sum = 0;
-        for (float s : sums[i]) sum += s;
+        for (int64_t c = 0; c < columns; ++c) sum += sums[i * columns + c];
         float* out = y.as<float>() + i * y.pitch + row;
         *out = beta == 0 ? sum : sum + beta * *out;
       }

@@ -88,6 +88,8 @@ struct CpuKernels {
   // --- skinny.cc: rows [row_begin, row_end) and columns [col_begin, col_end) of c, col_begin a multiple of `lanes`
   int64_t lanes;
   void (*skinny)(const SkinnyProduct& product, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
+  // sums[i][j mod (2 lanes)] += piece[j] * x[i][j] for j < count: part of a weight's row against every row of x
+  void (*piece_dots)(const float* piece, int64_t count, RowsF32 x, int64_t rows, float* sums);
 };
 
 // The sets that this processor runs, slowest first; and the best of them.

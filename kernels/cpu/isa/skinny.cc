@@ -82,11 +82,43 @@ void Skinny(const SkinnyProduct& p, int64_t row_begin, int64_t row_end, int64_t 
   }
 }
 
+// R rows of x at once; two sums a row, of the even and the odd vectors, so that one addition need not wait for another.
+template <int R>
+inline void PieceDots(const float* piece, int64_t count, RowsF32 x, int64_t row, float* sums) {
+  VF sum[R][2];
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < 2; ++h) sum[r][h] = Load(sums + ((row + r) * 2 + h) * kLanes);
+  }
+  const float* in = x.data + row * x.pitch;
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
+    for (int h = 0; h < 2; ++h) {
+      const VF w = Load(piece + j + h * kLanes);
+      for (int r = 0; r < R; ++r) sum[r][h] += w * Load(in + r * x.pitch + j + h * kLanes);
+    }
+  }
+  for (int h = 0; h < 2 && j < count; ++h, j += kLanes) {
+    const int64_t left = count - j < kLanes ? count - j : kLanes;
+    const VF w = LoadPart(piece + j, left);
+    for (int r = 0; r < R; ++r) sum[r][h] += w * LoadPart(in + r * x.pitch + j, left);
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < 2; ++h) Store(sums + ((row + r) * 2 + h) * kLanes, sum[r][h]);
+  }
+}
+
+void AllPieceDots(const float* piece, int64_t count, RowsF32 x, int64_t rows, float* sums) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) PieceDots<4>(piece, count, x, row, sums);
+  for (; row < rows; ++row) PieceDots<1>(piece, count, x, row, sums);
+}
+
 }  // namespace
 
 void AddSkinny(CpuKernels& kernels) {
   kernels.lanes = kLanes;
   kernels.skinny = Skinny;
+  kernels.piece_dots = AllPieceDots;
 }
 
 }  // namespace hone::isa::HONE_ISA
