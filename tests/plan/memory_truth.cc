@@ -34,13 +34,18 @@ class Filling : public TrainEvents {
     if (event.has_memory()) last_bytes_ = event.memory().process_bytes(), pinned_bytes_ = event.memory().pinned_bytes();
     if (event.has_progress()) {
       const v1::Phase phase = event.progress().phase();
+      if (phase != phase_) Say(v1::Phase_Name(phase));
+      phase_ = phase;
       if (phase == v1::PHASE_WARMING) loaded_ = Clock::now();
       if (phase == v1::PHASE_TRAINING) {
         warm_ = Clock::now();
         Fill();
       }
     }
-    if (event.has_step()) last_step_ = event.step();
+    if (event.has_step()) {
+      last_step_ = event.step();
+      Say(StrCat("step ", event.step().step()));
+    }
   }
   TrainControl Poll() override { return TrainControl::kContinue; }
 
@@ -54,6 +59,10 @@ class Filling : public TrainEvents {
   double warm_seconds() const { return std::chrono::duration<double>(warm_ - loaded_).count(); }
 
  private:
+  void Say(const std::string& what) const {
+    std::fprintf(stderr, "%.2f s: %s\n", std::chrono::duration<double>(Clock::now() - begin_).count(), what.c_str());
+  }
+
   void Fill() {
     for (uint64_t bytes = backend_.FreeBytes(); bytes >= 2 * kMebi; bytes -= bytes / 16 + kMebi) {
       auto block = backend_.Reserve(bytes);
@@ -69,6 +78,7 @@ class Filling : public TrainEvents {
   std::vector<std::unique_ptr<MemoryBlock>> blocks_;
   Clock::time_point begin_ = Clock::now(), loaded_ = begin_, warm_ = begin_;
   uint64_t started_bytes_ = 0, last_bytes_ = 0, filled_bytes_ = 0, pinned_bytes_ = 0;
+  v1::Phase phase_ = v1::PHASE_UNSPECIFIED;
   v1::StepRecord last_step_;
 };
 
@@ -83,6 +93,9 @@ absl::StatusOr<bool> Try(const std::string& path) {
   const DeviceChoice device{run.spec.run().device(), run.spec.run().precision(), 0, options.cache_folder};
   HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenBackend(device));
   const uint64_t opened = backend->ProcessBytes();
+  std::printf("free by the driver beforehand %.0f MiB, what the card gives now %.0f\n",
+              static_cast<double>(plan.budget_bytes()) / kMebi,
+              static_cast<double>(backend->FreeBytes() + opened) / kMebi);
   TrainRequest request;
   request.run = &run;
   request.plan = plan;
