@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "google/protobuf/stubs/logging.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "hone/v1/daemon.grpc.pb.h"
@@ -42,6 +43,7 @@ class World {
  public:
   World() {
     spdlog::set_level(spdlog::level::off);
+    google::protobuf::SetLogHandler(nullptr);  // it complains of each string that is no UTF-8
     char name[] = "/tmp/hone-fuzz-XXXXXX";
     folder_ = mkdtemp(name);
     std::ofstream(folder_ + "/data.jsonl") << "{\"text\": \"a\"}\n";
@@ -190,8 +192,7 @@ void CheckStatus(const grpc::Status& status) {
     ++infos;
   }
   if (infos != 1) abort();
-  if (status.error_message().find("invariant") != std::string::npos) abort();
-  if (status.error_code() == grpc::StatusCode::INTERNAL) abort();
+  if (status.error_code() == grpc::StatusCode::INTERNAL) abort();  // a broken invariant of ours
 }
 
 // ---- structured mutation
