@@ -220,6 +220,11 @@ void Run(const std::vector<int64_t>& tokens) {
   Bench bench(DType::kBF16, uint64_t{24} << 30);
   std::printf("\n== %s ==\n", bench.backend().name().c_str());
   const Ceilings c = Measure(bench, false);
+  double worst = 1;
+  for (int64_t m : tokens) {
+    for (const Linear& l : kLinears) Products(bench, l, m, worst);
+  }
+  std::printf("slowest folded product: %.1f%% of the ceiling\n", 100 * worst);
   for (const Linear& l : kLinears) Augment(bench, c, l, DType::kNf4, "nf4");
   for (const Linear& l : {kLinears[1], kLinears[2]}) {
     Augment(bench, c, l, DType::kQ8_0, "q8_0");
@@ -230,11 +235,6 @@ void Run(const std::vector<int64_t>& tokens) {
   for (int64_t m : tokens) {
     for (const Linear& l : kLinears) Narrow(bench, c, l, m, 16);
   }
-  double worst = 1;
-  for (int64_t m : tokens) {
-    for (const Linear& l : kLinears) Products(bench, l, m, worst);
-  }
-  std::printf("slowest folded product: %.1f%% of the ceiling\n", 100 * worst);
   std::printf("products that cuBLASLt declined: %ld\n", static_cast<CudaOps&>(bench.ops()).plain_matmuls());
 }
 
@@ -242,6 +242,7 @@ void Run(const std::vector<int64_t>& tokens) {
 }  // namespace hone
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was measured is shown even if the rest is cut off
   std::vector<int64_t> tokens;
   for (int i = 1; i < argc; ++i) tokens.push_back(std::atoll(argv[i]));
   if (tokens.empty()) tokens = {2048, 4096, 8192};
