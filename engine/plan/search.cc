@@ -13,7 +13,7 @@ namespace hone {
 namespace {
 
 constexpr int kLevels = std::size(kRecomputeLevels);
-constexpr int64_t kHeadChunks[] = {128, 256, 512, 1024, 2048};
+constexpr int64_t kHeadChunks[] = {128, 256, 512, 1024, 2048, 4096, 8192};
 constexpr int64_t kMlpChunks[] = {0, 2048, 1024, 512, 256};  // 0: all rows at a time
 constexpr uint32_t kSmallestLaunch = 256;
 constexpr uint32_t kLargestLaunch = 32768;
