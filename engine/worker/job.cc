@@ -199,6 +199,9 @@ absl::StatusOr<PlanTarget> CudaTarget(const PreparedRun& run, const PlanJobOptio
     if (backend.ok()) target.free_bytes = (*backend)->FreeBytes() + (*backend)->ProcessBytes();
     if (!backend.ok()) known->rates = TableRates(seen.name, target.activation_dtype);
   }
+  // What others take between plan and start (a desktop's windows) should not send the job back to the queue.
+  constexpr uint64_t kHeadroom = uint64_t{128} << 20;
+  target.free_bytes -= std::min(target.free_bytes, kHeadroom);
   target.rates = fp32 ? TableRates(seen.name, target.activation_dtype) : known->rates;
   target.context_bytes = known->opened_bytes > 0 ? known->opened_bytes + kCudaGrowthBytes : kCudaContextBytes;
   return target;
