@@ -40,7 +40,8 @@ void EncodeNf4OnAllCores(const std::vector<float>& values, Nf4Parts& out) {
       const uint64_t begin = sizes.blocks * i / threads * kNf4BlockSize;
       const uint64_t end = std::min<uint64_t>(sizes.blocks * (i + 1) / threads * kNf4BlockSize, values.size());
       workers.emplace_back([&values, &out, &absmax, begin, end] {
-        EncodeNf4Plain(values.data() + begin, end - begin, out.codes + begin / 2, absmax.data() + begin / kNf4BlockSize);
+        EncodeNf4Plain(values.data() + begin, end - begin, out.codes + begin / 2,
+                       absmax.data() + begin / kNf4BlockSize);
       });
     }
   }

@@ -1,5 +1,5 @@
-// A file read at any place by any number of threads at once. Not a mapping: what the disk fails to give is an error, not
-// a signal, and large reads need no page tables.
+// A file read at any place by any number of threads at once. Not a mapping: what the disk fails to give is an error,
+// not a signal, and large reads need no page tables.
 #pragma once
 
 #include <cstdint>

@@ -29,8 +29,8 @@ uint64_t KeyOf(std::string_view name) {
   return Mix(hash);
 }
 
-// N for `count` values from `first` on, times kDeviation, plus the mean; what the others are does not matter. Written for
-// the compiler to vectorise: one copy for each instruction set below.
+// N for `count` values from `first` on, times kDeviation, plus the mean; what the others are does not matter. Written
+// for the compiler to vectorise: one copy for each instruction set below.
 template <typename T, typename Convert>
 inline __attribute__((always_inline)) void Generate(uint64_t key, float mean, uint64_t first, uint64_t count, T* out,
                                                     Convert convert) {

@@ -117,9 +117,7 @@ class ModelLoader {
     return absl::OkStatus();
   }
 
-  void ReleaseParts() {
-    stream_->Release(std::exchange(parts_out_, 0));
-  }
+  void ReleaseParts() { stream_->Release(std::exchange(parts_out_, 0)); }
 
   absl::Status LoadLayer(int64_t layer, const DecoderConfig& config, LayerWeights& weights) {
     for (int kind = 0; kind < kLinearKinds; ++kind) {

@@ -98,8 +98,7 @@ absl::Status ReadInParallel(const ModelFiles& files, const std::string& name, ui
   absl::Status first;
   const auto read = [&] {
     for (uint64_t at = next.fetch_add(kDirectBytes); at < bytes; at = next.fetch_add(kDirectBytes)) {
-      absl::Status status =
-          files.ReadPart(name, at, std::min(kDirectBytes, bytes - at), static_cast<char*>(out) + at);
+      absl::Status status = files.ReadPart(name, at, std::min(kDirectBytes, bytes - at), static_cast<char*>(out) + at);
       if (status.ok()) continue;
       const std::lock_guard lock(mutex);
       if (first.ok()) first = std::move(status);

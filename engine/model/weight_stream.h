@@ -1,5 +1,6 @@
-// Reads a model's weights ahead of their use: threads fill a ring of buffers with the parts of the weights in one order,
-// the loader takes them in that order. Bounded memory, whatever the model's size. Not here: where the weights go.
+// Reads a model's weights ahead of their use: threads fill a ring of buffers with the parts of the weights in one
+// order, the loader takes them in that order. Bounded memory, whatever the model's size. Not here: where the weights
+// go.
 #pragma once
 
 #include <condition_variable>

@@ -30,10 +30,8 @@ struct Format {
 };
 
 constexpr Format kFormats[] = {
-    {"merged", DType::kBF16, false, "bf16"},
-    {"merged:f32", DType::kF32, false, "f32"},
-    {"gguf:f16", DType::kF16, true, "f16"},
-    {"gguf:q8_0", DType::kQ8_0, true, "q8_0"},
+    {"merged", DType::kBF16, false, "bf16"}, {"merged:f32", DType::kF32, false, "f32"},
+    {"gguf:f16", DType::kF16, true, "f16"},  {"gguf:q8_0", DType::kQ8_0, true, "q8_0"},
     {"nf4", DType::kNf4, false, "nf4"},
 };
 

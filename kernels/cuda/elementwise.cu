@@ -257,8 +257,8 @@ void Glu(Tensor gate_up, Activation activation, Tensor out, cudaStream_t stream)
 
 void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out,
                  cudaStream_t stream) {
-  const bool vectorises = HalvesVectorise(gate_up) && HalvesVectorise(d_gate_up) && Vectorises(d_out) &&
-                          (out.empty() || Vectorises(out));
+  const bool vectorises =
+      HalvesVectorise(gate_up) && HalvesVectorise(d_gate_up) && Vectorises(d_out) && (out.empty() || Vectorises(out));
   WithType(d_out.dtype, [&](auto t) {
     WithActivation(activation, [&](auto a) {
       using T = decltype(t);

@@ -1,5 +1,5 @@
-// NF4 with double quantisation, to the bits of kernels/nf4.h: every product and quotient rounded to nearest, sums in the
-// order that file defines. Three launches: codes and largest magnitudes; partial sums of those; scales.
+// NF4 with double quantisation, to the bits of kernels/nf4.h: every product and quotient rounded to nearest, sums in
+// the order that file defines. Three launches: codes and largest magnitudes; partial sums of those; scales.
 #include <algorithm>
 
 #include "kernels/cuda/budget.h"
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads)
   const float inverse = largest == 0 ? 0.0f : __frcp_rn(largest);
   uint32_t word = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) word |= Nf4Code(__fmul_rn(x[i], inverse), thresholds) << (i / 2 * 8 + (i % 2 == 0 ? 4 : 0));
+  for (int i = 0; i < 8; ++i)
+    word |= Nf4Code(__fmul_rn(x[i], inverse), thresholds) << (i / 2 * 8 + (i % 2 == 0 ? 4 : 0));
   if (aligned && first + 8 <= elements) {
     *reinterpret_cast<uint32_t*>(codes + first / 2) = word;
   } else {

@@ -18,8 +18,8 @@ __device__ inline float Exp(float x) {
   return sizeof(T) == 2 ? __expf(x) : expf(x);
 }
 
-// tanh by the hardware's exponential for bf16 (absolute error 2^-21), accurate for fp32. Nothing is fused: a logit has the
-// same bits wherever it is transformed.
+// tanh by the hardware's exponential for bf16 (absolute error 2^-21), accurate for fp32. Nothing is fused: a logit has
+// the same bits wherever it is transformed.
 template <typename T>
 __device__ inline float Tanh(float x) {
   if (sizeof(T) != 2) return tanhf(x);

@@ -99,9 +99,9 @@ __device__ inline void StoreCodes(uint8_t* codes, const float* map, float larges
 }
 
 // A warp a block of kOptimizerBlockSize elements, eight a lane.
-__global__ void __launch_bounds__(kThreads) AdamW8bitKernel(AdamW8bitArguments a,
-                                                            const __grid_constant__ DynamicMap256 m_values,
-                                                            const __grid_constant__ DynamicMap256 v_values) {
+__global__ void __launch_bounds__(kThreads)
+    AdamW8bitKernel(AdamW8bitArguments a, const __grid_constant__ DynamicMap256 m_values,
+                    const __grid_constant__ DynamicMap256 v_values) {
   static_assert(kOptimizerBlockSize == 32 * 8 && kThreads == 256);
   __shared__ float m_map[256], v_map[256];
   m_map[threadIdx.x] = m_values.v[threadIdx.x];

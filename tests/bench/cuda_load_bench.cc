@@ -50,10 +50,9 @@ void WriteShard(const ModelFiles& files, const std::vector<std::string>& names, 
   uint64_t at = 0;
   for (const std::string& name : names) {
     const StoredWeight weight = Get(files.Describe(name));
-    const std::string shape =
-        IsVector(name) ? StrCat(weight.cols) : StrCat(weight.rows, ",", weight.cols);
-    json += StrCat(at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"BF16\",\"shape\":[", shape,
-                   "],\"data_offsets\":[", at, ",", at + weight.bytes, "]}");
+    const std::string shape = IsVector(name) ? StrCat(weight.cols) : StrCat(weight.rows, ",", weight.cols);
+    json += StrCat(at == 0 ? "" : ",", "\"", name, "\":{\"dtype\":\"BF16\",\"shape\":[", shape, "],\"data_offsets\":[",
+                   at, ",", at + weight.bytes, "]}");
     at += weight.bytes;
   }
   json += "}";
@@ -178,14 +177,16 @@ void Load(const std::string& source, bool nf4, bool drop) {
   HONE_CHECK(model.ok(), model.status().ToString());
   backend->ops().Synchronize();
   const double loaded = Since(begin), rate = static_cast<double>(bytes) / loaded / 1e9;
-  std::printf("%s, %s, %d readers%s: %.2f GB in %.2f s = %.1f GB/s; reads alone %.1f, link alone %.1f GB/s: %.0f%% of "
-              "the lower\n",
-              source.c_str(), nf4 ? "nf4" : "as stored", ReaderThreads(), drop ? ", out of the cache" : "",
-              static_cast<double>(bytes) / 1e9, loaded, rate, read, link, 100 * rate / std::min(read, link));
-  std::printf("  on %s; back end %.2f s, files %.2f s, memory %.2f s, page-locked ring %.3f s; weights %.0f MiB, staging "
-              "%.0f MiB\n",
-              backend->name().c_str(), opened, files_opened, reserved, pinned,
-              static_cast<double>(dry.high_water()) / (1 << 20), static_cast<double>(dry_staging.high_water()) / (1 << 20));
+  std::printf(
+      "%s, %s, %d readers%s: %.2f GB in %.2f s = %.1f GB/s; reads alone %.1f, link alone %.1f GB/s: %.0f%% of "
+      "the lower\n",
+      source.c_str(), nf4 ? "nf4" : "as stored", ReaderThreads(), drop ? ", out of the cache" : "",
+      static_cast<double>(bytes) / 1e9, loaded, rate, read, link, 100 * rate / std::min(read, link));
+  std::printf(
+      "  on %s; back end %.2f s, files %.2f s, memory %.2f s, page-locked ring %.3f s; weights %.0f MiB, staging "
+      "%.0f MiB\n",
+      backend->name().c_str(), opened, files_opened, reserved, pinned,
+      static_cast<double>(dry.high_water()) / (1 << 20), static_cast<double>(dry_staging.high_water()) / (1 << 20));
   std::fflush(stdout);
 }
 

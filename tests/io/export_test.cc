@@ -61,7 +61,8 @@ TEST_F(ExportTest, MergedIsBasePlusDelta) {
 }
 
 TEST_F(ExportTest, Nf4HoldsTheBitsOfTheEncoder) {
-  for (const std::string& source : {Golden("llama"), Golden("qwen2_sharded"), "random:" + Golden("llama/config.json")}) {
+  for (const std::string& source :
+       {Golden("llama"), Golden("qwen2_sharded"), "random:" + Golden("llama/config.json")}) {
     const auto base = ModelFiles::Open(source).value();
     const std::string out = folder_ / StrCat("nf4_", source.size());
     int64_t last = 0;

@@ -41,27 +41,26 @@ OpCase LogProbModesCase(int64_t rows, int64_t vocabulary, LogitTransform transfo
             const Tensor alone = t.Output(DType::kF32, 1, rows), with_gradient = t.Output(DType::kF32, 1, rows);
             const Tensor differences = t.Output(DType::kF32, 1, rows);
             const auto a = std::make_shared<std::vector<float>>(rows), b = std::make_shared<std::vector<float>>(rows);
-            return PreparedCase{[=](Ops& ops) {
-                                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kLogProbOnly, alone);
-                                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kUnitGradient,
-                                              with_gradient);
-                                  ops.Download(alone, a->data());
-                                  ops.Download(with_gradient, b->data());
-                                  for (int64_t i = 0; i < rows; ++i) (*a)[i] -= (*b)[i];
-                                  ops.Upload(a->data(), differences);
-                                  ops.Synchronize();
-                                },
-                                [=](CaseTensors& c) {
-                                  const auto before = c.MatrixBefore(logits);
-                                  const auto exact = reference::LogProb(before, targets, transform);
-                                  c.Expect("alone", alone, exact);
-                                  c.Expect("with gradient", with_gradient, exact);
-                                  c.Expect("gradient", logits,
-                                           reference::LogProbUnitGradient(before, targets, transform).values,
-                                           kGradient);
-                                  c.ExpectExactly("differences", differences, Values(static_cast<size_t>(rows), 0));
-                                },
-                                0, static_cast<double>(3 * rows * vocabulary * BlockBytes(logits.dtype))};
+            return PreparedCase{
+                [=](Ops& ops) {
+                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kLogProbOnly, alone);
+                  ops.LogProb(logits, target_tensor, transform, LogProbMode::kUnitGradient, with_gradient);
+                  ops.Download(alone, a->data());
+                  ops.Download(with_gradient, b->data());
+                  for (int64_t i = 0; i < rows; ++i) (*a)[i] -= (*b)[i];
+                  ops.Upload(a->data(), differences);
+                  ops.Synchronize();
+                },
+                [=](CaseTensors& c) {
+                  const auto before = c.MatrixBefore(logits);
+                  const auto exact = reference::LogProb(before, targets, transform);
+                  c.Expect("alone", alone, exact);
+                  c.Expect("with gradient", with_gradient, exact);
+                  c.Expect("gradient", logits, reference::LogProbUnitGradient(before, targets, transform).values,
+                           kGradient);
+                  c.ExpectExactly("differences", differences, Values(static_cast<size_t>(rows), 0));
+                },
+                0, static_cast<double>(3 * rows * vocabulary * BlockBytes(logits.dtype))};
           }};
 }
 

@@ -38,28 +38,27 @@ OpCase EncodeNf4Case(DType dtype, int64_t rows, int64_t cols) {
             const Tensor nested = t.Output(DType::kF32, 1, Blocks(blocks, kNf4NestedBlockSize));
             const Tensor scratch = t.Output(DType::kF32, 1, blocks), offset = t.Output(DType::kF32, 1, 1);
             const Nf4Buffers out{codes.as<uint8_t>(), absmax_codes.as<uint8_t>(), nested.as<float>()};
-            return PreparedCase{[=](Ops& ops) {
-                                  const float value = ops.EncodeNf4(in, out, scratch);
-                                  ops.Upload(&value, offset);
-                                  ops.Synchronize();
-                                },
-                                [=](CaseTensors& c) {
-                                  const Values before = c.Before(in);
-                                  const std::vector<float> x(before.begin(), before.end());
-                                  std::vector<uint8_t> code(codes.cols), absmax_code(blocks);
-                                  std::vector<float> absmax(blocks), nested_absmax(nested.cols);
-                                  Nf4Parts parts{code.data(), absmax_code.data(), nested_absmax.data(), 0};
-                                  EncodeNf4(x.data(), x.size(), parts);
-                                  EncodeNf4Plain(x.data(), x.size(), code.data(), absmax.data());
-                                  c.ExpectExactly("codes", codes, Values(code.begin(), code.end()));
-                                  c.ExpectExactly("absmax", scratch, Values(absmax.begin(), absmax.end()));
-                                  c.ExpectExactly("offset", offset, {parts.nested_offset});
-                                  c.ExpectExactly("absmax codes", absmax_codes,
-                                                  Values(absmax_code.begin(), absmax_code.end()));
-                                  c.ExpectExactly("nested absmax", nested,
-                                                  Values(nested_absmax.begin(), nested_absmax.end()));
-                                },
-                                0, static_cast<double>(n * BlockBytes(dtype) + n / 2)};
+            return PreparedCase{
+                [=](Ops& ops) {
+                  const float value = ops.EncodeNf4(in, out, scratch);
+                  ops.Upload(&value, offset);
+                  ops.Synchronize();
+                },
+                [=](CaseTensors& c) {
+                  const Values before = c.Before(in);
+                  const std::vector<float> x(before.begin(), before.end());
+                  std::vector<uint8_t> code(codes.cols), absmax_code(blocks);
+                  std::vector<float> absmax(blocks), nested_absmax(nested.cols);
+                  Nf4Parts parts{code.data(), absmax_code.data(), nested_absmax.data(), 0};
+                  EncodeNf4(x.data(), x.size(), parts);
+                  EncodeNf4Plain(x.data(), x.size(), code.data(), absmax.data());
+                  c.ExpectExactly("codes", codes, Values(code.begin(), code.end()));
+                  c.ExpectExactly("absmax", scratch, Values(absmax.begin(), absmax.end()));
+                  c.ExpectExactly("offset", offset, {parts.nested_offset});
+                  c.ExpectExactly("absmax codes", absmax_codes, Values(absmax_code.begin(), absmax_code.end()));
+                  c.ExpectExactly("nested absmax", nested, Values(nested_absmax.begin(), nested_absmax.end()));
+                },
+                0, static_cast<double>(n * BlockBytes(dtype) + n / 2)};
           }};
 }
 
@@ -123,19 +122,19 @@ OpCase AdamW8bitCase(int64_t count, float max_grad_norm, float weight_decay) {
             const Tensor step_tensor =
                 t.From(DType::kF32, 1, 4,
                        {step.learning_rate, step.bias_correction1, step.bias_correction2, step.max_grad_norm});
-            return PreparedCase{[=](Ops& ops) {
-                                  ops.AdamW8bit(param, grad, m.codes, m.absmax, v.codes, v.absmax, sum_squares,
-                                                step_tensor, constants);
-                                },
-                                [=](CaseTensors& c) {
-                                  Values p = c.Before(param);
-                                  Values mm = m.Decoded(c, SignedDynamicMap()), vv = v.Decoded(c, UnsignedDynamicMap());
-                                  reference::AdamW(p, c.Before(grad), mm, vv, c.Before(sum_squares)[0], step, constants);
-                                  c.Expect("param", param, p);
-                                  ExpectNearest(c, "m", m, mm, SignedDynamicMap());
-                                  ExpectNearest(c, "v", v, vv, UnsignedDynamicMap());
-                                },
-                                0, static_cast<double>(count * 16)};
+            return PreparedCase{
+                [=](Ops& ops) {
+                  ops.AdamW8bit(param, grad, m.codes, m.absmax, v.codes, v.absmax, sum_squares, step_tensor, constants);
+                },
+                [=](CaseTensors& c) {
+                  Values p = c.Before(param);
+                  Values mm = m.Decoded(c, SignedDynamicMap()), vv = v.Decoded(c, UnsignedDynamicMap());
+                  reference::AdamW(p, c.Before(grad), mm, vv, c.Before(sum_squares)[0], step, constants);
+                  c.Expect("param", param, p);
+                  ExpectNearest(c, "m", m, mm, SignedDynamicMap());
+                  ExpectNearest(c, "v", v, vv, UnsignedDynamicMap());
+                },
+                0, static_cast<double>(count * 16)};
           }};
 }
 
@@ -186,8 +185,8 @@ OpCase TransferCase(int64_t rows, int64_t cols) {
 void AddQuantisedCases(std::vector<OpCase>& cases) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     cases.push_back(EncodeNf4Case(dtype, 1, 2));
-    cases.push_back(EncodeNf4Case(dtype, 3, 22));    // a last block that is not whole
-    cases.push_back(EncodeNf4Case(dtype, 7, 100));   // rows that cut blocks
+    cases.push_back(EncodeNf4Case(dtype, 3, 22));     // a last block that is not whole
+    cases.push_back(EncodeNf4Case(dtype, 7, 100));    // rows that cut blocks
     cases.push_back(EncodeNf4Case(dtype, 576, 576));  // several nested blocks
   }
   cases.push_back(EncodeNf4Case(DType::kBF16, 1030, 576));  // more blocks than lanes of the mean

@@ -73,8 +73,9 @@ void BenchRows(Bench& bench, const Ceilings& c, int64_t rows, int64_t cols) {
   WeightView table;
   table.data = bench.Noise(DType::kBF16, vocabulary, cols).data;
   table.dtype = DType::kBF16, table.rows = vocabulary, table.cols = cols;
-  Row(Name("EmbeddingRows bf16", rows, cols).c_str(), bench.Time(sets, [&](int i) { ops.EmbeddingRows(table, ids, y[i]); }),
-      0, bytes + 2.0 * static_cast<double>(rows * cols), c);
+  Row(Name("EmbeddingRows bf16", rows, cols).c_str(),
+      bench.Time(sets, [&](int i) { ops.EmbeddingRows(table, ids, y[i]); }), 0,
+      bytes + 2.0 * static_cast<double>(rows * cols), c);
 }
 
 void BenchGlu(Bench& bench, const Ceilings& c, int64_t rows, int64_t width, Activation activation, const char* name) {
@@ -105,12 +106,14 @@ void BenchLogProb(Bench& bench, const Ceilings& c, int64_t rows, int64_t vocabul
   ops.Upload(host.data(), targets);
   ops.Synchronize();
   const std::string softcap = transform.softcap > 0 ? ", softcap" : "";
-  Row(Name("LogProb, log p only", rows, vocabulary).append(softcap).c_str(), bench.Time(sets, [&](int i) {
-    ops.LogProb(logits[i], targets, transform, LogProbMode::kLogProbOnly, log_probs);
-  }), 0, bytes, c);
-  Row(Name("LogProb, unit gradient", rows, vocabulary).append(softcap).c_str(), bench.Time(sets, [&](int i) {
-    ops.LogProb(logits[i], targets, transform, LogProbMode::kUnitGradient, log_probs);
-  }), 0, 2 * bytes, c);
+  Row(Name("LogProb, log p only", rows, vocabulary).append(softcap).c_str(),
+      bench.Time(sets,
+                 [&](int i) { ops.LogProb(logits[i], targets, transform, LogProbMode::kLogProbOnly, log_probs); }),
+      0, bytes, c);
+  Row(Name("LogProb, unit gradient", rows, vocabulary).append(softcap).c_str(),
+      bench.Time(sets,
+                 [&](int i) { ops.LogProb(logits[i], targets, transform, LogProbMode::kUnitGradient, log_probs); }),
+      0, 2 * bytes, c);
 }
 
 void BenchEncode(Bench& bench, const Ceilings& c, DType dtype, int64_t rows, int64_t cols) {
@@ -135,11 +138,11 @@ void BenchAdamW8bit(Bench& bench, const Ceilings& c) {
   const Tensor m = {bench.Bytes(n), DType::kU8, 1, n, n}, v = {bench.Bytes(n), DType::kU8, 1, n, n};
   const Tensor m_absmax = bench.arena().AllocateTensor(DType::kF32, 1, n / kOptimizerBlockSize);
   const Tensor v_absmax = bench.arena().AllocateTensor(DType::kF32, 1, n / kOptimizerBlockSize);
-  const Tensor sum = bench.arena().AllocateTensor(DType::kF32, 1, 1), step = bench.arena().AllocateTensor(DType::kF32, 1, 4);
+  const Tensor sum = bench.arena().AllocateTensor(DType::kF32, 1, 1),
+               step = bench.arena().AllocateTensor(DType::kF32, 1, 4);
   ops.Fill(m_absmax, 0.01f), ops.Fill(v_absmax, 0.01f), ops.Fill(step, 0.001f), ops.SumSquares(g, sum);
-  Row("AdamW8bit of 16 Mi",
-      bench.Time(1, [&](int) { ops.AdamW8bit(p, g, m, m_absmax, v, v_absmax, sum, step, {}); }), 0,
-      16.0 * static_cast<double>(n), c);
+  Row("AdamW8bit of 16 Mi", bench.Time(1, [&](int) { ops.AdamW8bit(p, g, m, m_absmax, v, v_absmax, sum, step, {}); }),
+      0, 16.0 * static_cast<double>(n), c);
 }
 
 // Offload and fetch, alone and beside products, and what the products take then.
@@ -165,9 +168,10 @@ void BenchTransfers(Bench& bench) {
     compute();
     ops.FinishTransfer(1);
   });
-  std::printf("transfer of 256 MiB: offload %.1f GB/s, fetch %.1f GB/s; products alone %.0f us, offload alone %.0f us, "
-              "beside each other %.0f us\n",
-              static_cast<double>(bytes) / offload / 1e3, static_cast<double>(bytes) / fetch / 1e3, alone, offload, both);
+  std::printf(
+      "transfer of 256 MiB: offload %.1f GB/s, fetch %.1f GB/s; products alone %.0f us, offload alone %.0f us, "
+      "beside each other %.0f us\n",
+      static_cast<double>(bytes) / offload / 1e3, static_cast<double>(bytes) / fetch / 1e3, alone, offload, both);
 }
 
 void Run(DType act, const std::string& part) {

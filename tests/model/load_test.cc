@@ -40,8 +40,7 @@ std::vector<std::byte> ReadElements(const ModelFiles& files, const std::string& 
   std::vector<uint8_t> codes(stored.blocks);
   std::vector<float> code(256), nested(stored.nested_blocks), absmax(stored.blocks);
   float offset = 0;
-  EXPECT_TRUE(
-      files.Read(name, {bytes.data(), codes.data(), code.data(), nested.data(), &offset, absmax.data()}).ok());
+  EXPECT_TRUE(files.Read(name, {bytes.data(), codes.data(), code.data(), nested.data(), &offset, absmax.data()}).ok());
   return bytes;
 }
 
@@ -116,8 +115,7 @@ TEST_P(Sources, LoadedWeightsAreTheFiles) {
       Arena dry = Arena::Dry("weights"), dry_staging = Arena::Dry("staging");
       ModelPlacement placement;
       placement.quantization = quantization;
-      ASSERT_TRUE(
-          Model::Load(*files, placement, *dry_ops, {&dry, nullptr, apart ? &dry_staging : nullptr}).ok());
+      ASSERT_TRUE(Model::Load(*files, placement, *dry_ops, {&dry, nullptr, apart ? &dry_staging : nullptr}).ok());
       const auto block = backend->Reserve(dry.high_water()).value();
       const auto staging_block = backend->Reserve(dry_staging.high_water()).value();
       Arena weights("weights", block->data(), dry.high_water());
@@ -145,7 +143,8 @@ TEST_P(Sources, LoadedWeightsAreTheFiles) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Sources,
-                         testing::Values("llama", "qwen2_sharded", "llama.gguf", "llama_nf4", "random:llama/config.json"),
+                         testing::Values("llama", "qwen2_sharded", "llama.gguf", "llama_nf4",
+                                         "random:llama/config.json"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
