@@ -148,11 +148,10 @@ Search::Size Search::Measure(uint32_t micro_batch_tokens) const {
   Sample forward = SampleOf(step.mismatched);
   size.train_factor = train.factor;
   size.forward_factor = forward.factor;
-  if (forward.batch == nullptr && !reference.empty()) {
-    // The reference passes of the run, as a step's share of them.
-    forward.batch = SampleOf(reference).batch;
-    size.forward_factor = static_cast<double>(launches_.reference_tokens()) / static_cast<double>(run_.steps) /
-                          static_cast<double>(forward.batch->tokens());
+  if (forward.batch == nullptr && !reference.empty()) forward.batch = SampleOf(reference).batch;
+  if (forward.batch != nullptr) {  // and a step's share of the run's reference passes
+    size.forward_factor += static_cast<double>(launches_.reference_tokens()) / static_cast<double>(run_.steps) /
+                           static_cast<double>(forward.batch->tokens());
   }
   if (forward.batch == nullptr) forward.batch = train.batch;
 
