@@ -71,7 +71,7 @@ absl::Status Doorman::Listen(const std::string& path, mode_t mode, bool admin) {
   // Nobody can connect before the mode is set: binding makes the file with the umask's bits, listening comes last.
   if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 || chmod(path.c_str(), mode) != 0 ||
       listen(fd, kBacklog) != 0) {
-    const absl::Status status = Errno("listen on", path);
+    absl::Status status = Errno("listen on", path);
     close(fd);
     return status;
   }

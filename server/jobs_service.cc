@@ -96,7 +96,7 @@ absl::Status DrainingError() {
 grpc::ServerUnaryReactor* JobsService::CreateJob(grpc::CallbackServerContext* call, const v1::CreateJobRequest* request,
                                                  v1::Job* job) {
   return RunUnary(context_->slow, call, [this, call, request, job] {
-    const absl::Status status = Create(*request, CallerOf(*context_, *call), CancelledOf(context_, call), job);
+    absl::Status status = Create(*request, CallerOf(*context_, *call), CancelledOf(context_, call), job);
     if (!request->validate_only()) context_->metrics->CountSubmit(status.ok() ? "OK" : ReasonOf(status));
     return status;
   });
@@ -145,7 +145,7 @@ absl::Status JobsService::Create(const v1::CreateJobRequest& request, const Call
     }
     under_way_.insert(id);
   }
-  const absl::Status status = [&]() -> absl::Status {
+  absl::Status status = [&]() -> absl::Status {
     HONE_ASSIGN_OR_RETURN(std::optional<v1::Job> earlier, context_->store->FindRequest(id, fingerprint));
     if (!earlier.has_value()) return CreateNew(request, caller, fingerprint, cancelled, job);
     *job = *std::move(earlier);
@@ -344,9 +344,8 @@ grpc::ServerUnaryReactor* JobsService::PlanJob(grpc::CallbackServerContext* call
 absl::Status JobsService::Plan(const v1::PlanJobRequest& request, const Caller& caller,
                                const Admission::Cancelled& cancelled, v1::PlanJobResponse* response) {
   if (context_->draining) return DrainingError();
-  v1::JobSpec spec = request.spec();
   if (request.device().size() > 100) return FieldError("device", "cpu, cuda or the name of a card");
-  HONE_ASSIGN_OR_RETURN(*response->mutable_resolved_spec(), context_->admission->Resolve(spec, caller.uid));
+  HONE_ASSIGN_OR_RETURN(*response->mutable_resolved_spec(), context_->admission->Resolve(request.spec(), caller.uid));
   HONE_ASSIGN_OR_RETURN(Planned planned,
                         context_->admission->Plan(response->resolved_spec(), cancelled, request.device()));
   *response->mutable_plan() = std::move(planned.plan);

@@ -318,7 +318,7 @@ absl::Status Scheduler::Change(const std::string& job_id,
     JobUpdate update;
     HONE_RETURN_IF_ERROR(decide(head, &update));
     if (update.states.empty()) return absl::OkStatus();
-    const absl::Status status = context_.store->Update(job_id, {head.state}, update);
+    absl::Status status = context_.store->Update(job_id, {head.state}, update);
     if (absl::IsFailedPrecondition(status)) {
       HONE_ASSIGN_OR_RETURN(const JobHead now, context_.store->GetJobHead(job_id));
       if (now.state != head.state) continue;  // it moved meanwhile

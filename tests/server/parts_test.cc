@@ -18,6 +18,7 @@
 #include "server/errors.h"
 #include "server/event_hub.h"
 #include "server/executor.h"
+#include "server/faults.h"
 #include "server/file_access.h"
 #include "server/metrics.h"
 #include "server/models_service.h"
@@ -230,6 +231,34 @@ TEST(ModelIds, FromPaths) {
   EXPECT_TRUE(IsModelId(ModelIdFromPath("/m/" + std::string(500, 'a'))));
   EXPECT_FALSE(IsModelId(ModelIdFromPath("/m/...")));
   for (const char* bad : {"", "A", "-a", "a/b", "../a", "a b"}) EXPECT_FALSE(IsModelId(bad)) << bad;
+}
+
+// What an error means for a job follows from what real back ends and file systems say.
+TEST(Faults, AreToldApart) {
+  EXPECT_EQ(FaultOf(absl::ErrnoToStatus(ENOSPC, "cannot write x")), Fault::kDiskFull);
+  EXPECT_EQ(FaultOf(absl::ErrnoToStatus(EDQUOT, "cannot write x")), Fault::kDiskFull);
+  EXPECT_EQ(FaultOf(WithReason(ResourceExhausted("x"), "DISK_FULL")), Fault::kDiskFull);
+  EXPECT_EQ(FaultOf(Internal("gemm: cudaErrorIllegalAddress: an illegal memory access")), Fault::kDeviceError);
+  EXPECT_EQ(FaultOf(FailedPrecondition("CUDA device 0: cudaErrorDevicesUnavailable: busy")), Fault::kDeviceLost);
+  EXPECT_EQ(FaultOf(FailedPrecondition("step 3: the loss is nan and the gradient's norm nan; lower it")),
+            Fault::kNotFinite);
+  EXPECT_EQ(FaultOf(FailedPrecondition("step 3: the loss is inf and")), Fault::kNotFinite);
+  EXPECT_EQ(FaultOf(InvalidArgument("data.train: line 3: no label")), Fault::kOther);
+  EXPECT_EQ(FaultOf(ResourceExhausted("the plan needs 3 GiB")), Fault::kOther);
+}
+
+TEST(Faults, MissingInputsAreNamed) {
+  v1::JobSpec spec;
+  spec.mutable_model()->set_source("random:/nonexistent/config.json");
+  spec.mutable_data()->set_train("/dev/null");
+  const auto cause = MissingInput(spec);
+  ASSERT_TRUE(cause.has_value());
+  EXPECT_EQ(cause->reason, kModelMissing);
+  EXPECT_NE(cause->message.find("/nonexistent/config.json"), std::string::npos);
+  spec.mutable_model()->set_source("/dev/null");
+  EXPECT_FALSE(MissingInput(spec).has_value());
+  spec.mutable_data()->set_eval("/nonexistent");
+  EXPECT_EQ(MissingInput(spec)->reason, kDataMissing);
 }
 
 }  // namespace
