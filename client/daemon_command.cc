@@ -175,6 +175,10 @@ std::string StatusText(const v1::DaemonStatus& status, const std::string& socket
     if (count > 0) jobs += StrCat(jobs.empty() ? "" : ", ", count, " ", Printable(state));
   }
   out += StrCat("jobs       ", jobs.empty() ? "none" : jobs, "\n");
+  if (!status.problem().empty()) out += StrCat("problem    ", Printable(status.problem()), "\n");
+  if (status.has_caller_uid()) {
+    out += StrCat("you        user ", status.caller_uid(), status.caller_is_admin() ? ", admin" : "", "\n");
+  }
   for (const std::string& id : status.running_jobs()) out += StrCat("running    ", Printable(id), "\n");
   if (status.build_id() != BuildId()) {
     out += StrCat("note       this client is build ", BuildId(), "; `hone daemon restart` brings both together\n");

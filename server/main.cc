@@ -163,6 +163,7 @@ int Main(int argc, char** argv) {
   app.add_option("--tls-client-ca", flags.tcp.client_ca, "Clients must show a certificate signed by this");
   app.add_option("--token-file", flags.tcp.token_file, "SHA-256 of a token a line, mode 0600; clients send the token");
   AddLimitFlags(&app, &flags);
+  app.allow_config_extras(CLI::config_extras_mode::error);
   app.set_config("--config", "", "A file with the same options: name=value a line, without the dashes");
   app.add_option("--worker", flags.worker, "The worker program (default: honed-worker beside honed)");
   app.add_option("--log-level", flags.log_level, "What is logged to stderr")

@@ -141,6 +141,23 @@ TEST(Honed, Flags) {
   EXPECT_EQ(system(HONED " --version > /dev/null"), 0);
   EXPECT_EQ(WEXITSTATUS(system(HONED " --no-such-flag 2> /dev/null")), 2);
   EXPECT_EQ(WEXITSTATUS(system(HONED " --log-level loud 2> /dev/null")), 2);
+  EXPECT_EQ(WEXITSTATUS(system(HONED " --listen 0.0.0.0:0 --state-dir /tmp/hone-flags --socket /tmp/hone-flags/s "
+                                     "--metrics off 2> /dev/null")),
+            1);  // TCP without TLS
+  std::filesystem::remove_all("/tmp/hone-flags");
+}
+
+TEST(Honed, TakesItsOptionsFromAFile) {
+  Folder folder;
+  std::ofstream(folder / "typo.conf") << "hang-factr=3\n";
+  EXPECT_EQ(WEXITSTATUS(system((HONED " --config " + (folder / "typo.conf") + " 2> /dev/null").c_str())), 2);
+  std::ofstream(folder / "good.conf") << "hang-factor=3\nmax-jobs=1\nkeep-logs-days=0.5\n";
+  HonedProcess honed(folder, FAKE_WORKER, "", {"--config", folder / "good.conf"});
+  honed.Start();
+  Client client(folder / "s");
+  client.MustCreate(FakeSpec(folder, "steps=1000 sleep=20"));
+  v1::Job job;
+  EXPECT_EQ(RichError(client.Create(FakeSpec(folder, "steps=1"), &job)).first, "QUOTA_EXCEEDED");
 }
 
 }  // namespace
