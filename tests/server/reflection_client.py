@@ -189,6 +189,33 @@ def main():
     final = get(get_request(name=job.name), timeout=10)
     assert final.last_sequence == sequence, (final.last_sequence, sequence)
     print(f"ended {state} after {sequence} events and {steps} step records")
+
+    # A second one is held, released, paused wherever it is, resumed and cancelled.
+    def act(verb):
+        method, method_request = server.method("hone.v1.Jobs", verb + "Job")
+        return states[method(method_request(name=second.name), timeout=30).state].name
+
+    request = create_request(request_id=str(uuid.uuid4()))
+    json_format.ParseDict(spec, request.spec)
+    request.options.hold = True
+    request.options.labels["from"] = "python"
+    second = create(request, timeout=flags.timeout)
+    assert states[second.state].name == "HELD", second.state
+    trail = [act("Release"), act("Pause")]
+    for _ in watch(watch_request(name=second.name), timeout=60):
+        pass
+    trail.append(states[get(get_request(name=second.name), timeout=10).state].name)
+    if trail[-1] == "PAUSED":
+        trail.append(act("Resume"))
+        trail.append(act("Cancel"))
+        for _ in watch(watch_request(name=second.name), timeout=60):
+            pass
+        trail.append(states[get(get_request(name=second.name), timeout=10).state].name)
+    print("a held job:", " ".join(trail))
+    assert trail[-1] == "CANCELLED", trail
+    listing, list_request = server.method("hone.v1.Jobs", "ListJobs")
+    found = listing(list_request(labels={"from": "python"}), timeout=10).jobs
+    assert [job.id for job in found] == [second.id], found
     return 0 if state == "SUCCEEDED" else 1
 
 
