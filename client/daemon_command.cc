@@ -131,6 +131,12 @@ int AwaitReady(Context& context, const Spawned& spawned, const std::string& sock
   return kExitTimeout;
 }
 
+// Starting and stopping are about this user's own daemon, never about one that a context names.
+int NotHere(Context& context) {
+  return Fail(context, InvalidArgument("--context: a daemon is started and stopped on its own machine; leave --context "
+                                       "out for this user's"));
+}
+
 int StopAt(Context& context, const std::string& socket, int wait_seconds) {
   Client client(socket);
   const absl::StatusOr<v1::DaemonStatus> status = client.GetStatus();
@@ -221,6 +227,7 @@ int RunDaemonStatus(Context& context) {
 }
 
 int RunDaemonStart(Context& context, const DaemonCommandOptions& options) {
+  if (!context.context_flag.empty()) return NotHere(context);
   const std::string socket = TargetSocket(context);
   const SocketState state = ProbeSocket(socket);
   if (state == SocketState::kDenied)
@@ -247,6 +254,7 @@ int RunDaemonStart(Context& context, const DaemonCommandOptions& options) {
 }
 
 int RunDaemonStop(Context& context, int wait_seconds) {
+  if (!context.context_flag.empty()) return NotHere(context);
   const absl::StatusOr<std::string> socket = FindSocket(context.environment, context.socket_flag);
   if (absl::IsUnavailable(socket.status())) {
     Note(context, "No daemon is running.");
@@ -257,6 +265,7 @@ int RunDaemonStop(Context& context, int wait_seconds) {
 }
 
 int RunDaemonRestart(Context& context, const DaemonCommandOptions& options) {
+  if (!context.context_flag.empty()) return NotHere(context);
   const std::string socket = TargetSocket(context);
   DaemonCommandOptions again = options;
   if (ProbeSocket(socket) == SocketState::kAnswers) {

@@ -203,6 +203,8 @@ TEST_F(WithDaemon, ContextsNameDaemons) {
   EXPECT_EQ(Hone({"ls"}).code, 5);
   EXPECT_EQ(Hone({"--context", "mine", "ls"}).code, 0);
   EXPECT_THAT(Hone({"config", "ls"}).out, HasSubstr("gone"));
+  EXPECT_EQ(Hone({"--context", "mine", "daemon", "stop"}).code, 2);
+  EXPECT_EQ(Hone({"--context", "mine", "ls"}).code, 0);
   EXPECT_EQ(Hone({"config", "use", "nobody"}).code, 1);
   EXPECT_EQ(Hone({"config", "use", "-"}).code, 0);
   EXPECT_EQ(Hone({"ls"}).code, 0);
