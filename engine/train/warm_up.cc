@@ -18,10 +18,12 @@ constexpr size_t kMostSizes = 16;  // of launches that are run
 constexpr int64_t kMostRows = 16384;
 
 // One document as large as the limits, up to kMostRows.
-PackedBatch Largest(BatchLimits limits) {
+PackedBatch Largest(BatchLimits limits, int64_t vocabulary) {
   limits.tokens = std::min(limits.tokens, kMostRows);
   PackedBatch batch;
-  const std::vector<int32_t> ids(limits.tokens, 0);
+  // Values as a run's, not zeros: a card's power limit ranks the candidates of a product differently on those.
+  std::vector<int32_t> ids(limits.tokens);
+  for (int64_t i = 0; i < limits.tokens; ++i) ids[i] = static_cast<int32_t>(i * 7919 % vocabulary);
   AppendDocument(batch, ids.data(), limits.tokens);
   for (int64_t i = 0; i < limits.logit_rows && i < limits.tokens; ++i) {
     batch.logit_rows.push_back(static_cast<int32_t>(i));
@@ -48,6 +50,7 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
   Ops& ops = backend.ops();
   const RunLimits& limits = session.options().limits;
   const int64_t row_multiple = session.options().decoder.row_multiple;
+  const int64_t vocabulary = run.files->config().vocab_size;
   BySize train, forward;
   BatchOrder order = run.Order();
   DataCursor cursor;
@@ -59,8 +62,8 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
   auto add = [&](BySize& sizes, PackedBatch batch) {
     sizes.insert_or_assign(LaunchRows(batch.tokens(), row_multiple), std::move(batch));
   };
-  add(train, Largest(limits.train));
-  if (limits.forward.tokens > 0) add(forward, Largest(limits.forward));
+  add(train, Largest(limits.train, vocabulary));
+  if (limits.forward.tokens > 0) add(forward, Largest(limits.forward, vocabulary));
   auto reset = [&] {
     ops.Fill(session.lora().values, 0);
     session.ZeroGradients();
@@ -71,7 +74,7 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
   std::vector<float> log_probs;
   for (const auto& [rows, batch] : train) {
     session.ForwardBackward(batch, [](std::span<const float>, std::span<float> coefficients) {
-      std::fill(coefficients.begin(), coefficients.end(), 0.0f);
+      for (size_t i = 0; i < coefficients.size(); ++i) coefficients[i] = i % 2 == 0 ? 1e-2f : -1e-2f;
     });
   }
   for (const auto& [rows, batch] : forward) {
