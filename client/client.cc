@@ -118,7 +118,7 @@ absl::Status ReadInto(const std::string& path, std::string* text) {
 // Sends the token with each call; TLS only, which gRPC enforces.
 class BearerToken final : public grpc::MetadataCredentialsPlugin {
  public:
-  explicit BearerToken(std::string token) : value_("Bearer " + token) {}
+  explicit BearerToken(const std::string& token) : value_("Bearer " + token) {}
   bool IsBlocking() const override { return false; }
   grpc::Status GetMetadata(grpc::string_ref, grpc::string_ref, const grpc::AuthContext&,
                            std::multimap<grpc::string, grpc::string>* metadata) override {
@@ -301,7 +301,7 @@ absl::Status Client::ReadArtifact(const std::string& name, const std::string& pa
   const auto reader = channel_->jobs->ReadArtifact(&context, request);
   v1::ArtifactChunk chunk;
   while (reader->Read(&chunk)) {
-    const absl::Status taken = on_data(chunk.data());
+    absl::Status taken = on_data(chunk.data());
     if (taken.ok()) continue;
     context.TryCancel();
     reader->Finish();

@@ -169,7 +169,7 @@ class TlsTest : public testing::Test {
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
     if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
     v1::DaemonStatus status;
-    const grpc::Status answer = v1::Daemon::NewStub(channel)->GetStatus(&context, {}, &status);
+    grpc::Status answer = v1::Daemon::NewStub(channel)->GetStatus(&context, {}, &status);
     if (shown != nullptr && answer.ok()) {
       for (const auto& value : context.auth_context()->FindPropertyValues("x509_pem_cert")) {
         shown->assign(value.data(), value.length());

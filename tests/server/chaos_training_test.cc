@@ -91,7 +91,7 @@ class Chaos : public testing::Test {
     spec.mutable_optimizer()->set_learning_rate(1e-3);
     spec.mutable_run()->set_max_steps(static_cast<uint32_t>(4 + 2 * kind));
     spec.mutable_run()->set_save_steps(2);
-    spec.mutable_run()->set_seed(static_cast<uint64_t>(100 + kind));
+    spec.mutable_run()->set_seed(uint64_t{100} + static_cast<uint64_t>(kind));
     spec.mutable_run()->set_device(v1::DEVICE_CPU);
     request.mutable_options()->mutable_retry()->set_max_failures(1000);  // our own kills are no reason to fail
     request.set_request_id(request_id);

@@ -59,7 +59,7 @@ class QueueTest : public testing::Test {
   }
   // A job that runs until it is cancelled, so that others wait behind it.
   std::string Blocker(const v1::JobOptions& options = {}, int priority = 0) {
-    const std::string id = client_->MustCreate(Spec("steps=100000 sleep=10"), options, priority);
+    std::string id = client_->MustCreate(Spec("steps=100000 sleep=10"), options, priority);
     EXPECT_TRUE(client_->AwaitState(id, v1::RUNNING));
     return id;
   }
