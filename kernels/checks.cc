@@ -94,7 +94,8 @@ void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, DTy
     HONE_CHECK(part.column >= 0 && part.column + part.b.cols <= spare, "B at ", part.column, " + ", part.b.cols, " of ",
                spare, " spare columns");
   }
-  HONE_CHECK(spare >= 0 && out.rows == rows + spare, Describe(out), " for ", rows, " rows and ", spare, " spare columns");
+  HONE_CHECK(spare >= 0 && out.rows == rows + spare, Describe(out), " for ", rows, " rows and ", spare,
+             " spare columns");
   if (!a.empty()) {
     Is(a, DType::kF32, a.rows, k);
     HONE_CHECK(a.rows <= spare, Describe(a), " for ", spare, " spare columns");

@@ -62,8 +62,8 @@ struct StepParams {
 };
 static_assert(sizeof(StepParams) == 16);
 
-// One linear of an adapter-folded group (AugmentWeight): its frozen weight, and where B [n, r] (fp32; empty: no adapter)
-// goes among the spare columns.
+// One linear of an adapter-folded group (AugmentWeight): its frozen weight, and where B [n, r] (fp32; empty: no
+// adapter) goes among the spare columns.
 struct AugmentPart {
   WeightView weight;
   Tensor b;
@@ -105,10 +105,10 @@ class Ops {
   virtual void Upload(const void* host, Tensor out) = 0;  // out.pitch == out.cols
   virtual void Download(Tensor in, void* host) = 0;       // in.pitch == in.cols
   virtual void Synchronize() = 0;
-  // Dense copies to and from pinned host memory (Backend::ReservePinned), in the order they are started. Each begins when
-  // all earlier operations have ended and may run beside later ones; FinishTransfer(slot) makes later operations (not the
-  // host) wait for the slot's last one. Until then later operations must not write StartOffload's `in` nor touch
-  // StartFetch's `out`. 0 <= slot < kTransferSlots.
+  // Dense copies to and from pinned host memory (Backend::ReservePinned), in the order they are started. Each begins
+  // when all earlier operations have ended and may run beside later ones; FinishTransfer(slot) makes later operations
+  // (not the host) wait for the slot's last one. Until then later operations must not write StartOffload's `in` nor
+  // touch StartFetch's `out`. 0 <= slot < kTransferSlots.
   virtual void StartOffload(Tensor in, void* pinned, int slot) = 0;
   virtual void StartFetch(const void* pinned, Tensor out, int slot) = 0;
   virtual void FinishTransfer(int slot) = 0;
@@ -159,8 +159,8 @@ class Ops {
   virtual void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) = 0;
   // out[T, F] <- act(gate) * up, gate_up [T, 2F] = gate | up.
   virtual void Glu(Tensor gate_up, Activation activation, Tensor out) = 0;
-  // d_gate_up <- [d_out * up * act'(gate) | d_out * act(gate)]. d_gate_up may be gate_up. out (may be empty) <- Glu(gate_up)
-  // in the same pass, where the forward's result was not kept; d_out and out may not overlap.
+  // d_gate_up <- [d_out * up * act'(gate) | d_out * act(gate)]. d_gate_up may be gate_up. out (may be empty) <-
+  // Glu(gate_up) in the same pass, where the forward's result was not kept; d_out and out may not overlap.
   virtual void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out = {}) = 0;
 
   // --- Attention ---------------------------------------------------------------------------------------------------

@@ -119,9 +119,10 @@ absl::Status Daemon::Open() {
   scheduler_ = std::make_unique<Scheduler>(runner, options_.scheduler);
   // Plans are held against all memory but a tenth: what else runs now need not run when the job's turn comes. What is
   // free then is checked then.
-  admission_ = std::make_unique<Admission>(
-      &layout_, store_.get(), Admission::Options{options_.worker_program, [] { return TotalMemory() / 10 * 9; },
-                                                   [this] { return scheduler_->CardBudget(); }});
+  admission_ =
+      std::make_unique<Admission>(&layout_, store_.get(),
+                                  Admission::Options{options_.worker_program, [] { return TotalMemory() / 10 * 9; },
+                                                     [this] { return scheduler_->CardBudget(); }});
   HONE_RETURN_IF_ERROR(scheduler_->Recover());
   HONE_ASSIGN_OR_RETURN(const auto counts, store_->CountJobs());
   for (const auto& [state, count] : counts) metrics_.SetJobs(state, count);

@@ -26,8 +26,8 @@ struct SchedulerOptions {
   size_t max_running = 1;          // on the CPU
   size_t max_running_on_card = 4;  // they share its time
   std::chrono::milliseconds retry_delay =
-      std::chrono::seconds(2);              // times the failures, before a crashed job starts again
-  std::function<uint64_t()> free_memory;    // bytes; null: what the machine has available
+      std::chrono::seconds(2);            // times the failures, before a crashed job starts again
+  std::function<uint64_t()> free_memory;  // bytes; null: what the machine has available
   // The card that jobs run on; null, or nullopt: unknown, then it is the worker that finds out.
   std::function<std::optional<CardReading>()> card;
   std::function<uint64_t()> free_disk;      // bytes of the state folder; null: what its file system says

@@ -25,8 +25,8 @@ absl::StatusOr<std::vector<FileReceipt>> ExportMerged(const ModelFiles& model, c
                                                       const std::string& directory,
                                                       const ExportProgress& progress = {});
 
-// The base itself with its linears as double-quantised NF4 in bitsandbytes' form (`nf4`), to the bits that quantising at
-// load gives; everything else as it is stored. For folders of plain weights.
+// The base itself with its linears as double-quantised NF4 in bitsandbytes' form (`nf4`), to the bits that quantising
+// at load gives; everything else as it is stored. For folders of plain weights.
 absl::StatusOr<std::vector<FileReceipt>> ExportNf4(const ModelFiles& model, const std::string& directory,
                                                    const ExportProgress& progress = {});
 

@@ -24,9 +24,9 @@ struct LayerWeights {
   Tensor input_norm, post_attention_norm;       // fp32 [1, H]
   Tensor q_norm, k_norm;                        // fp32 [1, D]; empty without qk-norm
   Tensor qkv_bias;                              // fp32 [1, (heads + 2 kv_heads) D]; empty without bias
-  // A group's W' (linear.h) where it is kept decoded: act [N + R, K + R], the frozen weights in place, spare columns and
-  // rows zero until the decoder puts an adapter there. Its `linear` views then have shapes, and data where the stored
-  // form is kept too. Empty: decoded for each use.
+  // A group's W' (linear.h) where it is kept decoded: act [N + R, K + R], the frozen weights in place, spare columns
+  // and rows zero until the decoder puts an adapter there. Its `linear` views then have shapes, and data where the
+  // stored form is kept too. Empty: decoded for each use.
   std::array<Tensor, kGroupKinds> decoded;
 };
 
@@ -52,8 +52,8 @@ enum class WeightQuantization : uint8_t { kNone, kNf4 };
 // Where and how a model's weights lie: a plan's choices. kNf4 quantises the decoder's linears, not embedding and head.
 struct ModelPlacement {
   WeightQuantization quantization = WeightQuantization::kNone;
-  int64_t decoded_layers = 0;  // so many first layers keep their groups decoded (LayerWeights::decoded) and only so
-  std::vector<int64_t> spare;  // R beside decoded weights: [layer * kGroupKinds + group]; empty: none
+  int64_t decoded_layers = 0;      // so many first layers keep their groups decoded (LayerWeights::decoded) and only so
+  std::vector<int64_t> spare;      // R beside decoded weights: [layer * kGroupKinds + group]; empty: none
   bool embedding_on_host = false;  // the table in pinned host memory; not with tied embeddings
 };
 
@@ -75,8 +75,7 @@ class Model : public LayerSource {
   using LoadProgress = std::function<void(int64_t done, int64_t total)>;
   // Reads every weight of `files` into the arenas through `ops` (dry arenas: lays them out only).
   static absl::StatusOr<std::unique_ptr<Model>> Load(const ModelFiles& files, const ModelPlacement& placement, Ops& ops,
-                                                     const ModelArenas& arenas,
-                                                     const LoadProgress& progress = nullptr);
+                                                     const ModelArenas& arenas, const LoadProgress& progress = nullptr);
   static absl::StatusOr<std::unique_ptr<Model>> Load(const ModelFiles& files, WeightQuantization quantization, Ops& ops,
                                                      Arena& arena, const LoadProgress& progress = nullptr);
   const DecoderConfig& config() const { return config_; }

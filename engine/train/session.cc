@@ -126,9 +126,9 @@ absl::StatusOr<std::unique_ptr<TrainSession>> TrainSession::Create(const ModelFi
       placement.spare.push_back(SpareColumns(ops, &session->lora_, layer, static_cast<GroupKind>(group)));
     }
   }
-  HONE_ASSIGN_OR_RETURN(
-      session->model_,
-      Model::Load(files, placement, ops, {&arenas.weights, &arenas.pinned, &arenas.scratch, arenas.LoadRing()}, progress));
+  HONE_ASSIGN_OR_RETURN(session->model_,
+                        Model::Load(files, placement, ops,
+                                    {&arenas.weights, &arenas.pinned, &arenas.scratch, arenas.LoadRing()}, progress));
   arenas.load_ring.reset();
   const int64_t elements = session->layout_.elements();
   session->lora_.values = arenas.adapter.AllocateTensor(DType::kF32, 1, elements);

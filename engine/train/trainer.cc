@@ -186,8 +186,7 @@ absl::Status Trainer::Reference() {
 // unless they come with the step's one launch.
 absl::StatusOr<std::vector<ObjectiveExample>> Trainer::Describe(const Dataset& data, std::span<const uint32_t> indices,
                                                                 const std::vector<double>& reference,
-                                                                const std::vector<double>& kl_reference,
-                                                                bool coupled) {
+                                                                const std::vector<double>& kl_reference, bool coupled) {
   std::vector<ObjectiveExample> described;
   std::vector<const Example*> mismatched;
   for (uint32_t index : indices) {

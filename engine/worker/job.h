@@ -29,7 +29,7 @@ struct PlanJobOptions {
   std::string device;         // empty (the spec's), "cpu", "cuda" or a card of engine/plan/cards.h
   uint64_t budget_bytes = 0;  // of host memory, for plans on the CPU; 0: what is free
   int threads = 0;
-  std::string cache_folder;  // MachineCacheFolder(); rates are measured once and kept there
+  std::string cache_folder;        // MachineCacheFolder(); rates are measured once and kept there
   uint64_t card_budget_bytes = 0;  // of the card's memory, for plans on it; 0: what is free
 };
 absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& options);

@@ -132,8 +132,9 @@ void AddModelVerbs(CLI::App& app, int* exit_code) {
   }
   {
     CLI::App* verb = app.add_subcommand(
-        "export", "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0, or the base as nf4; prints the "
-                  "receipt");
+        "export",
+        "Write base + adapter as peft, merged, merged:f32, gguf:f16 or gguf:q8_0, or the base as nf4; prints the "
+        "receipt");
     auto flags = AddModelFlags(verb);
     auto format = std::make_shared<std::string>();
     auto output = std::make_shared<std::string>();

@@ -358,8 +358,8 @@ void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor ad
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
-// A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over columns of partial sums, in
-// an order that K alone decides.
+// A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over columns of partial sums,
+// in an order that K alone decides.
 void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
   checks::WeightMatmul(x, weight, y, activation_dtype());
   constexpr int64_t kPiece = 512;  // whole blocks of every stored form

@@ -48,8 +48,7 @@ class CpuOps final : public Ops {
   void RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Tensor sin) override;
   void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) override;
   void Glu(Tensor gate_up, Activation activation, Tensor out) override;
-  void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up,
-                   Tensor out) override;
+  void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out) override;
   void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const AttentionShape& shape, Tensor out,
                  Tensor lse) override;
   void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,

@@ -292,7 +292,7 @@ void CudaOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float b
 }
 
 void CudaOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,
-                       Tensor sum_squares, Tensor step, const AdamWConstants& constants) {
+                        Tensor sum_squares, Tensor step, const AdamWConstants& constants) {
   checks::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step);
   if (param.empty()) return;
   cuda::AdamW8bit(param, grad, m, m_absmax, v, v_absmax, sum_squares, step, constants, stream_);

@@ -1,7 +1,7 @@
-// What the programs that time the CUDA back end share: buffers of noise, a clock, the ceilings of the card. Every figure
-// is the median of 15 batches; a batch visits enough buffers that at least 256 MB lie between two uses of the same
-// bytes. Shares of "floor": the product's time at the GEMM ceiling plus the other bytes' time at the copy ceiling, over
-// the measured time.
+// What the programs that time the CUDA back end share: buffers of noise, a clock, the ceilings of the card. Every
+// figure is the median of 15 batches; a batch visits enough buffers that at least 256 MB lie between two uses of the
+// same bytes. Shares of "floor": the product's time at the GEMM ceiling plus the other bytes' time at the copy ceiling,
+// over the measured time.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -314,8 +314,7 @@ void CaseTensors::ExpectExactly(const std::string& what, Tensor tensor, const Va
   figures_ += what + ": exact; ";
 }
 
-void CaseTensors::ExpectEach(const std::string& what, Tensor tensor,
-                             const std::function<bool(size_t, double)>& holds) {
+void CaseTensors::ExpectEach(const std::string& what, Tensor tensor, const std::function<bool(size_t, double)>& holds) {
   Slot& slot = Find(tensor);
   slot.expected = true;
   const Values got = slot.Read(slot.after);

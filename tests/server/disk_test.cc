@@ -1,7 +1,7 @@
 // A full disk, for real: the daemon's state lies on a tmpfs of a few MiB that is filled up at the moment in question.
 // At a submit, a checkpoint, an export, a commit of the store and a line of a log: what cannot be done is refused
-// clearly or the job is HELD, and goes on by itself when there is space. Nothing that was acknowledged is lost. Needs the
-// right to mount (root); skips without.
+// clearly or the job is HELD, and goes on by itself when there is space. Nothing that was acknowledged is lost. Needs
+// the right to mount (root); skips without.
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>

@@ -27,7 +27,7 @@ class HonedProcess {
   std::string program = HONED;
   pid_t pid() const { return pid_; }
   void Start() {
-    std::vector<std::string> words = {program,       "--state-dir", state_,     "--socket", folder_ / "s",
+    std::vector<std::string> words = {program,     "--state-dir", state_,     "--socket", folder_ / "s",
                                       "--metrics", "off",         "--worker", worker_};
     words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;

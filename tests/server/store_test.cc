@@ -427,7 +427,8 @@ class FaultyDiskTest : public StoreTest {
     *error = Go(*id, v1::RUNNING);
     return error->ok() ? 3 : 2;
   }
-  // What was acknowledged before the k-th operation failed is there after a restart, for k = 1, 2, ... until none fails.
+  // What was acknowledged before the k-th operation failed is there after a restart, for k = 1, 2, ... until none
+  // fails.
   void FailEach(std::atomic<int>* left, const char* what) {
     int rounds = 0, errors = 0;
     for (int k = 0; k < 200; ++k) {
@@ -459,7 +460,8 @@ class FaultyDiskTest : public StoreTest {
       }
       if (error.ok()) break;
     }
-    std::printf("%s: %d rounds, %d errors, every acknowledged change was there after a restart\n", what, rounds, errors);
+    std::printf("%s: %d rounds, %d errors, every acknowledged change was there after a restart\n", what, rounds,
+                errors);
     EXPECT_GT(errors, 1);
   }
 };

@@ -98,7 +98,8 @@ TEST_F(TrainTest, CurvesFollowTrlAtTwoMicroBatchSizesPackedAndApart) {
         ASSERT_TRUE(result.ok()) << result.status();
         ASSERT_EQ(events.steps.size(), 20u);
         // A whole KTO step fits 512 tokens: one launch, its mismatched completions behind the policy's rows.
-        const bool coupled = kto && std::string(packing) == "packing=on" && std::string(tokens) == "micro_batch_tokens=512";
+        const bool coupled =
+            kto && std::string(packing) == "packing=on" && std::string(tokens) == "micro_batch_tokens=512";
         uint64_t most = 0;
         for (const v1::StepRecord& step : events.steps) most = std::max<uint64_t>(most, step.tokens());
         EXPECT_EQ(events.plan.train_limits().tokens() > most, coupled) << packing << tokens;
