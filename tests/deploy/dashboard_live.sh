@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# A real daemon runs a KTO job with evaluations on a tiny random model (CPU), a real Prometheus scrapes it, and every
+# expression of the dashboard, every rule and every metric's name is asked for: a parse error or an empty answer fails.
+# On a machine without a card, what the driver tells is exempt, by name, and printed. About half a minute; not in ctest.
+#
+#   tests/deploy/dashboard_live.sh BUILD/bin
+set -euo pipefail
+programs=$(cd "${1:?usage: tests/deploy/dashboard_live.sh BUILD/bin}" && pwd)
+cd "$(dirname "$0")/../.."
+for tool in prometheus promtool jq curl; do
+  command -v $tool >/dev/null || { echo "$tool is not installed: skipped"; exit 77; }
+done
+scratch=$(mktemp -d)
+honed='' prometheus=''
+finish() {
+  for process in $prometheus $honed; do kill "$process" 2>/dev/null || true; done
+  wait 2>/dev/null || true
+  rm -rf "$scratch"
+}
+trap finish EXIT
+fail() { echo "$*"; tail -n 5 "$scratch"/*.log; exit 1; }
+until_true() {  # SECONDS COMMAND...
+  local end=$((SECONDS + $1)); shift
+  until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "waited in vain for: $*"; sleep 0.2; done
+}
+
+# ---- the daemon
+"$programs/honed" --state-dir "$scratch/state" --socket "$scratch/s" --metrics 127.0.0.1:0 >"$scratch/honed.log" 2>&1 &
+honed=$!
+hone() { "$programs/hone" --socket "$scratch/s" "$@"; }
+until_true 20 hone status
+address=$(hone status -o json | jq -r '.metrics_address // .metricsAddress // empty')
+[ -n "$address" ] || fail "the daemon names no metrics address"
+
+# ---- Prometheus, with the rules evaluated every second
+port=$((20000 + RANDOM % 10000))
+sed -E "s/_interval: 5s/_interval: 1s\n  evaluation_interval: 1s/; s/_timeout: 4s/_timeout: 1s/; s/127.0.0.1:9464/$address/" \
+  deploy/prometheus/prometheus.yml >"$scratch/prometheus.yml"
+cp deploy/prometheus/rules.yml "$scratch"
+prometheus --config.file="$scratch/prometheus.yml" --storage.tsdb.path="$scratch/tsdb" --log.level=warn \
+  --web.listen-address="127.0.0.1:$port" >"$scratch/prometheus.log" 2>&1 &
+prometheus=$!
+until_true 20 curl -fsS "http://127.0.0.1:$port/-/ready"
+
+# ---- the job
+mkdir "$scratch/random"
+cat >"$scratch/random/config.json" <<'JSON'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+ "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256,
+ "max_position_embeddings": 128, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "hidden_act": "silu",
+ "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}
+JSON
+for i in $(seq 48); do
+  printf '{"prompt": "What is %d?", "completion": "It is %d.", "label": %s}\n' "$i" "$i" "$([ $((i % 3)) -ne 0 ] && echo true || echo false)"
+done >"$scratch/rows.jsonl"
+cat >"$scratch/job.yaml" <<YAML
+name: dashboard
+model: {source: "random:$scratch/random/config.json"}
+objective: {kto: {}}
+data: {train: $scratch/rows.jsonl, max_length: 64, eval_fraction: 0.25}
+batch: {examples: 8}
+optimizer: {learning_rate: 1e-3}
+run: {max_steps: 100000, save_steps: 100, eval_steps: 100, device: cpu}
+YAML
+job=$(hone -q -o name submit "$scratch/job.yaml") || fail "the job was refused"
+job=${job#jobs/}
+metrics() { curl -fsS "http://$address/metrics"; }
+has() { metrics | grep -q "$1"; }
+until_true 60 has '^hone_job_loss{.*split="eval"'
+# Restarted once, as a pause does, so that the counters of restarts are seen above zero.
+hone -q pause "$job" >/dev/null && hone wait "$job" --for paused >/dev/null || fail "the job did not pause"
+hone -q resume "$job" >/dev/null
+until_true 60 has '^hone_worker_restarts_total 1'
+sleep 6  # some scrapes for the rates
+
+# ---- what is exported
+metrics >"$scratch/metrics"
+promtool check metrics <"$scratch/metrics" >"$scratch/lint" 2>&1 || true
+grep '^hone_' "$scratch/lint" && fail "promtool check metrics complains"
+card=$(grep -c '^hone_gpu_memory_total_bytes' "$scratch/metrics" || true)
+without_card='hone_gpu_|hone_job_device_memory_|hone_job_pinned_'
+
+# ---- every expression
+bad=0 answered=0 exempt=0
+ask() { curl -sS --get "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$1" | jq -r 'if .status == "success" then .data.result | length else .error end'; }
+while IFS=$'\t' read -r title expression; do
+  # shellcheck disable=SC2016  # Grafana's variables, not the shell's
+  expression=$(sed -E 's/\$__(rate_)?interval/5s/g; s/\$\{?[a-z_]+\}?/.+/g' <<<"$expression")
+  count=$(ask "$expression")
+  if [[ $count =~ ^[1-9][0-9]*$ ]]; then
+    answered=$((answered + 1))
+  elif [ "$count" = 0 ] && [ "$card" = 0 ] && [[ $expression =~ $without_card ]]; then
+    exempt=$((exempt + 1))
+    echo "no card here: $title"
+  else
+    bad=$((bad + 1))
+    echo "EMPTY OR WRONG ($count): $title: $expression"
+  fi
+done < <(jq -r '.panels[] | recurse(.panels[]?) | select(.targets) | .title as $t | .targets[] | [$t, .expr] | @tsv' deploy/grafana/hone.json)
+
+# ---- every family of the daemon, by its TYPE line, is on the dashboard or listed as unused
+while read -r family; do
+  grep -qE "(^|[^a-z_])$family(_bucket|_sum|_count)?([^a-z_]|\$)" deploy/grafana/hone.json tests/deploy/dashboard_unused.txt ||
+    { bad=$((bad + 1)); echo "exported, but nowhere shown: $family"; }
+done < <(awk '/^# TYPE hone_/ {print $3}' "$scratch/metrics")
+
+# ---- every rule was evaluated without an error, and nothing healthy rings
+curl -fsS "http://127.0.0.1:$port/api/v1/rules" >"$scratch/rules.json"
+jq -r '.data.groups[].rules[] | select(.health != "ok") | "rule \(.name): \(.health) \(.lastError // "")"' "$scratch/rules.json" >"$scratch/sick"
+jq -r '.data.groups[].rules[] | select(.type == "alerting" and .state == "firing") | "fires on a healthy run: \(.name)"' "$scratch/rules.json" >>"$scratch/sick"
+if [ -s "$scratch/sick" ]; then cat "$scratch/sick"; bad=$((bad + 1)); fi
+hone -q cancel "$job" >/dev/null || true
+echo "$answered expressions answered, $exempt exempt without a card, $bad bad; $(jq '[.data.groups[].rules[]] | length' "$scratch/rules.json") rules evaluated in $SECONDS s"
+[ "$bad" = 0 ]
