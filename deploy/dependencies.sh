@@ -25,6 +25,7 @@ tests=(
   clang libclang-rt-14-dev                                 # fuzz targets
   clang-format-14 clang-tidy-14                            # the pinned style and lint tools
   shellcheck
+  dpkg-dev binutils perl man-db                            # deploy/package.sh makes a .deb, its pages are read
 )
 
 packages=("${build[@]}")
