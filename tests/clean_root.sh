@@ -2,8 +2,10 @@
 # Runs the README's two commands in a clean clone inside a clean Debian 12 root made by debootstrap.
 # Heavy (a full build and a training run, twice the packages); needs root and `apt-get install debootstrap`.
 #
-#   tests/clean_root.sh [--root FOLDER] [--fresh] [--only root|dependencies|quickstart|tests] [--model FILE]
+#   tests/clean_root.sh [--root FOLDER] [--fresh] [--only root|dependencies|quickstart|tests|package] [--model FILE]
+#                       [--build FOLDER]
 #
+# --only package: the .deb of FOLDER (default: build/release), installed, upgraded under a running job and purged.
 # The root is kept, so that a second run only repeats what is asked. Network settings (resolver, apt sources, package
 # index settings, certificates) are this machine's. ../shared/data beside this clone, if there, is given to the tests.
 set -euo pipefail
@@ -14,12 +16,14 @@ root=/var/tmp/hone-clean-root
 fresh=
 only=
 model=
+build=$here/build/release
 while [ $# -gt 0 ]; do
   case $1 in
     --root) root=$2; shift ;;
     --fresh) fresh=1 ;;
     --only) only=$2; shift ;;
     --model) model=$2; shift ;;
+    --build) build=$2; shift ;;
     *) die "unknown argument '$1'" ;;
   esac
   shift
@@ -91,6 +95,19 @@ in_clone() { inside bash -c 'cd /root/hone && "$@"' hone "$@"; }
 wants() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
 if [ "$only" = root ]; then exit 0; fi
+if [ "$only" = package ]; then
+  say "the .deb: install, upgrade under a running job, purge"
+  [ -n "$model" ] || model=$("$here/deploy/smollm2.sh")
+  rm -rf "$root/root/package"
+  mkdir -p "$root/root/package"
+  for version in 1.0 1.1; do
+    "$here/deploy/package.sh" --build "$build" --output "$root/root/package" --version "$version" --only deb --fast
+  done
+  cp "$model" "$root/root/package/model.gguf"
+  cp -r "$here/deploy/quickstart" "$here/tests/deploy/package_inside.sh" "$root/root/package/"
+  inside bash /root/package/package_inside.sh
+  exit 0
+fi
 clone_clean
 if [ "$only" = dependencies ]; then
   in_clone deploy/dependencies.sh --tests
