@@ -5,8 +5,10 @@
 #include <grpcpp/grpcpp.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -55,10 +57,16 @@ class World {
     options.worker_program = "/bin/false";
     options.ballast_bytes = 0;
     options.max_jobs = 200;
+    // Nothing may start before the jobs below are in their states.
+    options.scheduler.free_disk = [this] { return placed_ ? uint64_t{1} << 40 : 0; };
     auto daemon = Daemon::Start(options);
-    if (!daemon.ok()) abort();
+    if (!daemon.ok()) {
+      std::fprintf(stderr, "%s\n", daemon.status().ToString().c_str());
+      abort();
+    }
     daemon_ = *std::move(daemon);
     AddJobs();
+    placed_ = true;
     channel_ = grpc::CreateChannel("unix:" + options.socket, grpc::InsecureChannelCredentials());
     jobs_ = v1::Jobs::NewStub(channel_);
     models_ = v1::Models::NewStub(channel_);
@@ -82,10 +90,17 @@ class World {
       job.spec.set_name("n");
       job.display_name = "n";
       auto created = daemon_->store()->CreateJob(job);
-      if (!created.ok()) abort();
+      if (!created.ok()) {
+        std::fprintf(stderr, "%s\n", created.status().ToString().c_str());
+        abort();
+      }
       JobUpdate update;
       update.states.push_back({state, "HELD_BY_USER", "m"});
-      if (!daemon_->store()->Update(created->job.id(), {}, update).ok()) abort();
+      const absl::Status moved = daemon_->store()->Update(created->job.id(), {}, update);
+      if (!moved.ok()) {
+        std::fprintf(stderr, "%s\n", moved.ToString().c_str());
+        abort();
+      }
       words_.push_back(created->job.id());
       words_.push_back(created->job.name());
     }
@@ -164,6 +179,7 @@ class World {
     Unary(service_.get(), &v1::Daemon::Stub::Shutdown);  // there is no request_shutdown: nothing happens
   }
 
+  std::atomic<bool> placed_{false};
   std::string folder_;
   std::unique_ptr<Daemon> daemon_;
   std::shared_ptr<grpc::Channel> channel_;
