@@ -5,10 +5,13 @@ set -euo pipefail
 cd "$(dirname "$0")"
 if [ ! -f model.gguf ] || [ "$(pwd)" != /root/package ]; then echo "only for tests/clean_root.sh"; exit 1; fi
 fail() { echo "FAILED: $*" >&2; tail -20 /run/honed.log >&2 || true; exit 1; }
+rm -f /run/honed.pid /run/honed.log /run/systemctl.calls
 export DEBIAN_FRONTEND=noninteractive
 printf 'Dpkg::Use-Pty "0";\n' >/etc/apt/apt.conf.d/90pty
 
-cat >/usr/local/sbin/systemctl <<'END'
+# Where dpkg's PATH under apt has it.
+[ ! -e /usr/bin/systemctl ] || grep -q systemctl.calls /usr/bin/systemctl || fail "this root has a systemctl"
+cat >/usr/bin/systemctl <<'END'
 #!/bin/bash
 echo "systemctl $*" >>/run/systemctl.calls
 case " $* " in
@@ -26,7 +29,7 @@ case " $* " in
     ;;
 esac
 END
-chmod 755 /usr/local/sbin/systemctl
+chmod 755 /usr/bin/systemctl
 mkdir -p /run/systemd/system
 
 apt-get -qq update
@@ -49,7 +52,7 @@ cp model.gguf quickstart/train.jsonl quickstart/job.yaml /home/anna/job/
 chmod 755 /home/anna && chmod 644 /home/anna/job/*
 sed -i "s#source: [^,]*#source: /home/anna/job/model.gguf#" /home/anna/job/job.yaml
 grep -n 'source\|train:' /home/anna/job/job.yaml
-job=$(su anna -c 'cd ~/job && hone submit job.yaml -q') || fail "submit"
+job=$(su anna -c 'cd ~/job && hone submit job.yaml -q --set run.max_steps=6 --set export=[peft]') || fail "submit"
 echo "job $job"
 for _ in $(seq 1200); do
   su anna -c "hone get $job -o json" >job.json
@@ -59,11 +62,14 @@ for _ in $(seq 1200); do
 done
 apt-get -qq -y install --no-install-recommends ./hone_1.1_*.deb >upgrade.log 2>&1 || { tail upgrade.log; fail "apt cannot upgrade"; }
 cat /run/systemctl.calls
+grep 'draining' /run/honed.log || fail "the upgrade did not stop the daemon"
+[ "$(grep -c ' serves on ' /run/honed.log)" = 2 ] || fail "the upgrade did not start the daemon again"
 dpkg-query -W hone
 for _ in $(seq 100); do [ ! -S /run/honed/honed.sock ] || break; sleep 0.1; done
 su anna -c "hone get $job"
 su anna -c "hone wait $job --timeout 400" || fail "the job did not succeed after the upgrade"
-su anna -c "hone get $job"
+su anna -c "hone get $job" | tee job.txt
+grep -q '^attempt 2 .*succeeded, steps .* to 6' job.txt || fail "the job did not go on in a second attempt"
 
 apt-get -qq -y purge hone >purge.log 2>&1 || { tail purge.log; fail "apt cannot purge"; }
 [ ! -e /run/honed/honed.sock ] || fail "the daemon still runs"
@@ -71,5 +77,5 @@ if getent passwd hone || getent group hone; then fail "purge leaves the user"; f
 left=$(find / -xdev \( -name 'hone*' -o -name '_hone' -o -nouser \) -not -path '/root/*' -not -path '/home/*' -not -path '/var/lib/apt/*')
 [ -z "$left" ] || fail "purge leaves: $left"
 userdel -r anna 2>/dev/null; userdel -r bert 2>/dev/null
-rm -f /usr/local/sbin/systemctl /etc/apt/apt.conf.d/90pty
+rm -f /usr/bin/systemctl /etc/apt/apt.conf.d/90pty
 echo "package in a clean root: all holds"
