@@ -130,7 +130,7 @@ int Serve(const Flags& flags) {
     spdlog::error("{}", std::string(daemon.status().message()));
     return 1;
   }
-  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}; every job runs on the CPU", BuildVersion(),
+  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}", BuildVersion(),
                BuildId(), options.socket, options.state_dir,
                (*daemon)->metrics_address().empty() ? "nothing" : (*daemon)->metrics_address());
   Notify(StrCat("READY=1\nSTATUS=", (*daemon)->Summary()));
