@@ -66,4 +66,9 @@ double AdamWOptimizer::GradientNorm() {
   return std::sqrt(static_cast<double>(sum));
 }
 
+double AdamWOptimizer::NormOf(Tensor gradients) {
+  ops_.SumSquares(gradients, sum_squares_);
+  return GradientNorm();
+}
+
 }  // namespace hone

@@ -20,6 +20,8 @@ class AdamWOptimizer {
   // norm.
   void Step(Tensor values, Tensor gradients, int64_t step, double learning_rate);
   double GradientNorm();  // of the last step, before clipping; waits for the device
+  // That of a step not yet made, for who may leave it out; Step measures the same again.
+  double NormOf(Tensor gradients);
 
   // What a checkpoint keeps, dense: fp32 "adamw_m" and "adamw_v", or of each its codes (kU8) and its blocks' scales.
   struct State {

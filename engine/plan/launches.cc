@@ -44,7 +44,7 @@ RunLaunches::RunLaunches(const PreparedRun& run) : run_(run), reference_(Referen
   for (const Example* example : reference_) reference_tokens_ += example->length();
   BatchOrder order = run.Order();
   DataCursor cursor;
-  for (int64_t step = 0; step < run.steps; ++step) {
+  for (int64_t step = 0; step < run.batches(); ++step) {
     int64_t tokens = 0, mismatched = 0;
     for (uint32_t index : order.Next(&cursor)) {
       tokens += run.data.train.examples[index].length();
@@ -52,7 +52,7 @@ RunLaunches::RunLaunches(const PreparedRun& run) : run_(run), reference_(Referen
         mismatched += run.data.train.kl[index].length() - run.data.train.kl[index].prompt_length;
     }
     step_tokens_ = std::max(step_tokens_, tokens + mismatched);
-    train_tokens_ += static_cast<uint64_t>(tokens);
+    if (step < run.steps) train_tokens_ += static_cast<uint64_t>(tokens);
   }
   sampled_ = train_tokens_ + static_cast<uint64_t>(reference_tokens_) > kManyTokens;
 }
@@ -62,7 +62,8 @@ RunLimits RunLaunches::Limits(const v1::Plan& plan, bool exact) const {
   const bool sample = sampled_ && !exact;
   BatchOrder order = run_.Order();
   DataCursor cursor;
-  for (int64_t step = 0; step < (sample ? std::min(run_.steps, kSampledSteps) : run_.steps); ++step) {
+  const int64_t batches = sample ? std::min(run_.batches(), kSampledSteps) : run_.batches();
+  for (int64_t step = 0; step < batches; ++step) {
     const StepLaunches launches = LaunchesOf(run_, plan, order.Next(&cursor));
     CoverAll(limits.train, launches.train);
     CoverAll(limits.forward, launches.mismatched);

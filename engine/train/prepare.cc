@@ -53,6 +53,11 @@ absl::Status CountSteps(PreparedRun& run) {
 
 }  // namespace
 
+int64_t PreparedRun::batches() const {
+  if (spec.run().on_nan() != v1::ON_NAN_REWIND) return steps;
+  return steps + kMostRewinds * std::min<int64_t>(steps, spec.run().save_steps());
+}
+
 BatchOrder PreparedRun::Order() const {
   return BatchOrder(static_cast<uint32_t>(data.train.examples.size()), spec.batch().examples(),
                     spec.data().order() == v1::ORDER_SEQUENTIAL ? EpochOrder::kSequential : EpochOrder::kShuffled,
@@ -87,6 +92,8 @@ std::string SpecIdentity(v1::JobSpec spec) {
   spec.mutable_model()->clear_source();
   spec.mutable_data()->clear_train();
   spec.mutable_data()->clear_eval();
+  // Folders from before the field was there resume.
+  if (spec.run().on_nan() == v1::ON_NAN_STOP) spec.mutable_run()->clear_on_nan();
   return Sha256Hex(CanonicalSpecBytes(spec));
 }
 

@@ -14,6 +14,8 @@
 
 namespace hone {
 
+inline constexpr int64_t kMostRewinds = 3;  // of a run, run.on_nan: rewind
+
 struct PreparedRun {
   v1::JobSpec spec;  // resolved, and now also run.max_steps, run.save_steps, model-dependent fields
   std::unique_ptr<ModelFiles> files;
@@ -24,6 +26,8 @@ struct PreparedRun {
   ObjectiveNeeds needs;
   int64_t steps = 0;
 
+  // One a step, and those that run.on_nan: rewind may go on with instead of the ones before; the plan covers them all.
+  int64_t batches() const;
   BatchOrder Order() const;
   int64_t kl_group_size() const;
 };
@@ -34,7 +38,8 @@ struct PreparedRun {
 std::vector<const Example*> ReferenceExamples(const PreparedRun& run);
 
 // A digest of what a spec says of the run: a folder's run may be resumed only by an equal one. Where files lie, the
-// name and the exports do not matter; what is in the files the checkpoint's own digests see to.
+// name and the exports do not matter, nor that run.on_nan is left at its default; what is in the files the checkpoint's
+// own digests see to.
 std::string SpecIdentity(v1::JobSpec spec);
 
 absl::StatusOr<PreparedRun> Prepare(const v1::JobSpec& spec);

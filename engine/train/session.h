@@ -69,6 +69,7 @@ class TrainSession {
     return hone::LaunchRows(batch.tokens(), options_.decoder.row_multiple);
   }
   void ZeroGradients() { ops_.Fill(lora_.gradients, 0); }
+  double GradientNorm() { return optimizer_->NormOf(lora_.gradients); }  // before clipping; changes nothing
   // Returns the gradient's norm before clipping.
   double OptimizerStep(int64_t step, double learning_rate);
 
@@ -77,8 +78,9 @@ class TrainSession {
   const SessionOptions& options() const { return options_; }
   // Host copies of the adapter's values, gradients and optimiser states, flat as LoraLayout says.
   std::vector<float> Download(Tensor flat);
-  // After the first step the adapter's values change through Upload and OptimizerStep alone.
+  // After the first step the adapter's values change through Upload and OptimizerStep alone, or AdapterChanged says so.
   void Upload(std::span<const float> host, Tensor flat);
+  void AdapterChanged() { decoder_->SetAdapterVersion(++adapter_version_); }
   const Lora& lora() const { return lora_; }
   AdamWOptimizer& optimizer() { return *optimizer_; }
 

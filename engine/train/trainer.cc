@@ -38,6 +38,29 @@ absl::StatusOr<std::string_view> Part(const LoadedCheckpoint& checkpoint, const 
 
 uint64_t BytesOf(const Tensor& dense) { return static_cast<uint64_t>(dense.elements() * BlockBytes(dense.dtype)); }
 
+constexpr int64_t kMostSkipsInARow = 10;  // run.on_nan: skip
+
+// Where run.on_nan left the straight way; part of a checkpoint's state.
+struct Detour {
+  int64_t skipped = 0;         // updates left out: the optimiser's own count of steps is behind by so many
+  int64_t skipped_in_row = 0;  // just before this
+  int64_t rewinds = 0;
+  int64_t extra_batches = 0;  // taken beyond one a step
+};
+
+nlohmann::json ToJson(const Detour& detour) {
+  return {{"skipped", detour.skipped},
+          {"skipped_in_row", detour.skipped_in_row},
+          {"rewinds", detour.rewinds},
+          {"extra_batches", detour.extra_batches}};
+}
+
+Detour DetourOf(const nlohmann::json& state) {
+  const nlohmann::json json = state.value("detour", nlohmann::json::object());
+  return {json.value("skipped", int64_t{0}), json.value("skipped_in_row", int64_t{0}),
+          json.value("rewinds", int64_t{0}), json.value("extra_batches", int64_t{0})};
+}
+
 class Trainer {
  public:
   Trainer(const TrainRequest& request, Backend& backend, TrainEvents& events)
@@ -48,6 +71,10 @@ class Trainer {
  private:
   absl::Status Start();
   absl::Status Resume();
+  absl::StatusOr<Detour> Restore();
+  void OverwriteGradientsForTests(int64_t batch);
+  absl::Status NotFinite(const v1::StepRecord& record);
+  void Warn(const std::string& text);
   absl::Status Reference();
   absl::Status Step(int64_t step);
   absl::Status Evaluate(int64_t step);
@@ -72,6 +99,7 @@ class Trainer {
   TrainEvents& events_;
   BatchOrder order_;
   DataCursor cursor_;
+  Detour detour_;
   ArenaSet arenas_ = ArenaSet::Dry();
   std::unique_ptr<TrainSession> session_;
   std::unique_ptr<Objective> objective_;
@@ -125,18 +153,24 @@ absl::Status Trainer::Start() {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Resume() {
+void Trainer::Warn(const std::string& text) {
+  v1::FromWorker event;
+  event.set_warning(text);
+  events_.Emit(event);
+}
+
+// The newest checkpoint's values and states, or the initial ones.
+absl::StatusOr<Detour> Trainer::Restore() {
+  Detour detour;
   HONE_ASSIGN_OR_RETURN(CheckpointSearch search, LoadNewestCheckpoint(Path("checkpoints")));
-  for (const std::string& damaged : search.damaged) {
-    v1::FromWorker event;
-    event.set_warning(StrCat("checkpoint damaged and skipped: ", damaged));
-    events_.Emit(event);
-  }
+  for (const std::string& damaged : search.damaged) Warn(StrCat("checkpoint damaged and skipped: ", damaged));
   const std::string spec_digest = SpecIdentity(run_.spec);
   if (!search.newest.has_value()) {
     const std::vector<float> initial = InitialLoraValues(session_->layout(), run_.spec.run().seed());
     session_->Upload(initial, session_->lora().values);
     session_->optimizer().Reset();
+    outcome_.last_step = 0;
+    checkpointed_ = -1;
     if (request_.save_gradients > 0) {
       HONE_RETURN_IF_ERROR(WriteLoraTensors(Path("initial.safetensors"), session_->layout(), initial));
     }
@@ -155,9 +189,16 @@ absl::Status Trainer::Resume() {
       backend_.ops().Upload(bytes.data(), part.tensor);
     }
     backend_.ops().Synchronize();  // the checkpoint's pages end with this scope
+    session_->AdapterChanged();
     outcome_.last_step = checkpointed_ = checkpoint.step;
-    cursor_ = order_.CursorAfter(static_cast<uint64_t>(checkpoint.step));
+    detour = DetourOf(state);
   }
+  return detour;
+}
+
+absl::Status Trainer::Resume() {
+  HONE_ASSIGN_OR_RETURN(detour_, Restore());
+  cursor_ = order_.CursorAfter(static_cast<uint64_t>(outcome_.last_step + detour_.extra_batches));
   HONE_ASSIGN_OR_RETURN(step_log_, StepLog::Open(Path("steps.jsonl"), outcome_.last_step));
   return absl::OkStatus();
 }
@@ -205,6 +246,48 @@ absl::StatusOr<std::vector<ObjectiveExample>> Trainer::Describe(const Dataset& d
   return described;
 }
 
+void Trainer::OverwriteGradientsForTests(int64_t batch) {
+  if (!request_.overwrite_gradients_for_tests) return;
+  std::vector<float> gradients = session_->Download(session_->lora().gradients);
+  request_.overwrite_gradients_for_tests(batch, gradients);
+  backend_.ops().Upload(gradients.data(), session_->lora().gradients);
+  backend_.ops().Synchronize();
+}
+
+// Of a step whose loss or gradient's norm is not finite, its update not made if run.on_nan may mend it: an error that
+// ends the run, or how it goes on. After a rewind outcome_.last_step is before the step; to which checkpoint it went a
+// pause has a say in, as it makes one too.
+absl::Status Trainer::NotFinite(const v1::StepRecord& record) {
+  const std::string what =
+      StrCat("step ", record.step(), ": the loss is ", record.loss(), " and the gradient's norm ", record.grad_norm());
+  const std::string advice =
+      StrCat("; lower optimizer.learning_rate or look at the data; the last checkpoint is of step ",
+             checkpointed_ < 0 ? 0 : checkpointed_);
+  const v1::OnNan policy = run_.spec.run().on_nan();
+  if (policy == v1::ON_NAN_SKIP) {
+    if (detour_.skipped_in_row == kMostSkipsInARow)
+      return FailedPrecondition(what, "; the ", kMostSkipsInARow, " steps before it were skipped too", advice);
+    ++detour_.skipped;
+    ++detour_.skipped_in_row;
+    Warn(StrCat(what, "; its update was left out (run.on_nan: skip), ", detour_.skipped_in_row, " in a row"));
+    return absl::OkStatus();
+  }
+  if (policy != v1::ON_NAN_REWIND) return FailedPrecondition(what, advice);
+  if (detour_.rewinds == kMostRewinds)
+    return FailedPrecondition(what, "; the run went back ", kMostRewinds, " times already", advice);
+  const auto step = static_cast<int64_t>(record.step());
+  HONE_RETURN_IF_ERROR(Restore().status());
+  ++detour_.rewinds;
+  detour_.extra_batches += step - outcome_.last_step;
+  // Damaged checkpoints lead further back than the plan looked ahead.
+  if (run_.steps + detour_.extra_batches > run_.batches())
+    return FailedPrecondition(what, "; the last whole checkpoint is too far back to go on from", advice);
+  HONE_ASSIGN_OR_RETURN(step_log_, StepLog::Open(Path("steps.jsonl"), outcome_.last_step));
+  Warn(StrCat(what, "; went back to step ", outcome_.last_step, " and on with the data after it (run.on_nan: rewind), ",
+              detour_.rewinds, " of at most ", kMostRewinds, " times"));
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::Step(int64_t step) {
   const auto begin = Clock::now();
   const uint64_t epoch = cursor_.epoch;
@@ -237,14 +320,19 @@ absl::Status Trainer::Step(int64_t step) {
     launched_rows += session_->LaunchRows(batch.packed);
   }
   HONE_RETURN_IF_ERROR(begun);
+  OverwriteGradientsForTests(step + detour_.extra_batches);
   if (step < request_.save_gradients) {
     const std::vector<float> gradients = session_->Download(session_->lora().gradients);
     HONE_RETURN_IF_ERROR(WriteLoraTensors(StrCat(request_.output_dir, "/gradients-", step, ".safetensors"),
                                           session_->layout(), gradients));
   }
   const double rate = LearningRate(run_.spec.schedule(), run_.spec.optimizer().learning_rate(), step, run_.steps);
-  const double norm = session_->OptimizerStep(step, rate);
   objective_->Finish(record);
+  // Where the update may be left out the norm is known before; the update itself is the same.
+  double norm = 0;
+  if (run_.spec.run().on_nan() != v1::ON_NAN_STOP) norm = session_->GradientNorm();
+  if (run_.spec.run().on_nan() == v1::ON_NAN_STOP || (std::isfinite(norm) && std::isfinite(record.loss())))
+    norm = session_->OptimizerStep(step - detour_.skipped, rate);
   record.set_step(static_cast<uint64_t>(step + 1));
   record.set_steps(static_cast<uint64_t>(run_.steps));
   record.set_epoch(static_cast<double>(epoch) +
@@ -256,9 +344,10 @@ absl::Status Trainer::Step(int64_t step) {
   record.set_seconds(Seconds(begin));
   record.set_tokens_per_second(static_cast<double>(record.tokens()) / record.seconds());
   if (!std::isfinite(record.loss()) || !std::isfinite(norm)) {
-    return FailedPrecondition("step ", step + 1, ": the loss is ", record.loss(), " and the gradient's norm ", norm,
-                              "; lower optimizer.learning_rate or look at the data; the last checkpoint is of step ",
-                              checkpointed_ < 0 ? 0 : checkpointed_);
+    HONE_RETURN_IF_ERROR(NotFinite(record));
+    if (run_.spec.run().on_nan() == v1::ON_NAN_REWIND) return absl::OkStatus();  // to be made again
+  } else {
+    detour_.skipped_in_row = 0;
   }
   HONE_RETURN_IF_ERROR(step_log_->Append(record));
   outcome_.train_seconds += record.seconds();
@@ -325,10 +414,11 @@ absl::Status Trainer::Checkpoint(int64_t steps_done) {
     backend_.ops().Download(part.tensor, bytes.back().data());
     parts.push_back({part.name + ".bin", bytes.back()});
   }
-  const nlohmann::json state = {{"step", steps_done},
-                                {"spec_sha256", SpecIdentity(run_.spec)},
-                                {"data_sha256", DatasetDigest(run_.data.train)},
-                                {"model_digest", run_.files->digest()}};
+  nlohmann::json state = {{"step", steps_done},
+                          {"spec_sha256", SpecIdentity(run_.spec)},
+                          {"data_sha256", DatasetDigest(run_.data.train)},
+                          {"model_digest", run_.files->digest()}};
+  if (detour_.skipped > 0 || detour_.rewinds > 0) state["detour"] = ToJson(detour_);
   HONE_ASSIGN_OR_RETURN(const std::string folder, SaveCheckpoint(Path("checkpoints"), steps_done, state, parts));
   checkpointed_ = steps_done;
   v1::FromWorker event;
@@ -353,9 +443,11 @@ absl::StatusOr<TrainOutcome> Trainer::Run() {
   EmitMemory();
   EmitProgress(v1::PHASE_TRAINING, outcome_.last_step, run_.steps);
   const v1::RunSpec& spec = run_.spec.run();
-  for (int64_t step = outcome_.last_step; step < run_.steps; ++step) {
+  while (outcome_.last_step < run_.steps) {
+    const int64_t step = outcome_.last_step;
     HONE_RETURN_IF_ERROR(Step(step));
-    const int64_t done = step + 1;
+    const int64_t done = outcome_.last_step;
+    if (done <= step) continue;  // gone back
     const bool last = done == run_.steps;
     if (last || (spec.has_eval_steps() && done % spec.eval_steps() == 0)) HONE_RETURN_IF_ERROR(Evaluate(done));
     const TrainControl control = events_.Poll();

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -31,6 +32,8 @@ struct TrainRequest {
   std::string output_dir;           // checkpoints/, steps.jsonl, adapter/
   std::string reference_cache_dir;  // empty: <output_dir>/reference
   int64_t save_gradients = 0;       // gradients of the first N steps, and the initial adapter, are written
+  // Tests alone: may overwrite the gradients of the run's batch (0 is the first) before they are used.
+  std::function<void(int64_t batch, std::span<float> gradients)> overwrite_gradients_for_tests;
 };
 
 struct TrainOutcome {

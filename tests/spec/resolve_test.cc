@@ -60,6 +60,7 @@ TEST(ResolveSpec, FillsEveryDefaultOfTheContract) {
   EXPECT_EQ(spec.run().device(), v1::DEVICE_AUTO);
   EXPECT_EQ(spec.run().precision(), v1::PRECISION_AUTO);
   EXPECT_EQ(spec.run().logging_steps(), 1u);
+  EXPECT_EQ(spec.run().on_nan(), v1::ON_NAN_STOP);
   EXPECT_EQ(spec.memory().policy(), v1::MEMORY_POLICY_BALANCED);
   EXPECT_EQ(spec.memory().packing(), v1::PACKING_AUTO);
   EXPECT_FALSE(spec.memory().has_vram_budget());

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
+#include <set>
 
 #include "engine/worker/job.h"
 #include "gtest/gtest.h"
@@ -42,6 +44,25 @@ class Recorded : public TrainEvents {
   int64_t stop_after = -1;
 };
 
+class PausedAfterAWarning : public Recorded {
+ public:
+  TrainControl Poll() override { return warnings.empty() ? TrainControl::kContinue : Recorded::Poll(); }
+};
+
+// Copies the run's folder when so many steps were made.
+class Copied : public Recorded {
+ public:
+  Copied(size_t after, fs::path from, fs::path to) : after_(after), from_(std::move(from)), to_(std::move(to)) {}
+  TrainControl Poll() override {
+    if (steps.size() == after_) fs::copy(from_, to_, fs::copy_options::recursive);
+    return TrainControl::kContinue;
+  }
+
+ private:
+  size_t after_;
+  fs::path from_, to_;
+};
+
 class TrainTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -72,6 +93,39 @@ class TrainTest : public testing::Test {
     options.output_dir = Output(name);
     options.threads = 1;
     return TrainJob(run, options, events);
+  }
+  // As Train, one process of a run whose batches of these numbers have a gradient that is not a number.
+  absl::StatusOr<TrainOutcome> TrainWithBad(const std::set<int64_t>& bad, const v1::JobSpec& spec,
+                                            const std::string& name, TrainEvents& events) {
+    HONE_ASSIGN_OR_RETURN(const PreparedRun run, PrepareJob(spec, {}));
+    PlanJobOptions options;
+    options.threads = 1;
+    TrainRequest request;
+    request.run = &run;
+    HONE_ASSIGN_OR_RETURN(request.plan, PlanJob(run, options));
+    HONE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                          OpenBackend({run.spec.run().device(), run.spec.run().precision(), 1, ""}));
+    request.output_dir = Output(name);
+    request.overwrite_gradients_for_tests = [&bad](int64_t batch, std::span<float> gradients) {
+      if (bad.contains(batch)) gradients[gradients.size() / 2] = std::numeric_limits<float>::quiet_NaN();
+    };
+    return hone::Train(request, *backend, events);
+  }
+  // The steps whose records are in the log, in its order.
+  std::vector<int64_t> LoggedSteps(const std::string& name) const {
+    std::vector<int64_t> steps;
+    std::string text = *ReadFile(Output(name) + "/steps.jsonl");
+    for (size_t at = 0, end = 0; (end = text.find('\n', at)) != std::string::npos; at = end + 1) {
+      const auto line = ParseJson(std::string_view(text).substr(at, end - at));
+      EXPECT_TRUE(line.ok()) << line.status();
+      if (line.ok() && line->contains("grad_norm")) steps.push_back((*line)["step"].get<int64_t>());
+    }
+    return steps;
+  }
+  static std::vector<int64_t> UpTo(int64_t last) {
+    std::vector<int64_t> steps;
+    for (int64_t step = 1; step <= last; ++step) steps.push_back(step);
+    return steps;
   }
   std::string Output(const std::string& name) const { return (folder_ / name).string(); }
   std::string AdapterDigest(const std::string& name) const {
@@ -179,6 +233,150 @@ TEST_F(TrainTest, AnotherSpecIsRefusedInTheSameFolder) {
   Recorded again;
   const auto refused = Train(Spec(false, {"optimizer.learning_rate=1e-4"}), "folder", again);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(TrainTest, ANonFiniteStepStopsTheRunByDefault) {
+  Recorded events;
+  const auto stopped = TrainWithBad({5}, Spec(false, {"run.save_steps=2"}), "stop", events);
+  EXPECT_EQ(stopped.status().code(), absl::StatusCode::kFailedPrecondition);
+  const std::string message(stopped.status().message());
+  EXPECT_EQ(message.find("step 6: the loss is "), 0u) << message;
+  EXPECT_NE(message.find(" and the gradient's norm nan; lower optimizer.learning_rate or look at the data; the last "
+                         "checkpoint is of step 4"),
+            std::string::npos)
+      << message;
+  EXPECT_EQ(events.steps.size(), 5u);
+}
+
+TEST_F(TrainTest, APolicyForNonFiniteStepsChangesNoBitOfOthers) {
+  for (const bool kto : {true, false}) {
+    Recorded events;
+    ASSERT_TRUE(TrainWithBad({}, Spec(kto), StrCat("stop", kto), events).ok());
+    for (const char* policy : {"skip", "rewind"}) {
+      const std::string name = StrCat(policy, kto);
+      ASSERT_TRUE(TrainWithBad({}, Spec(kto, {StrCat("run.on_nan=", policy)}), name, events).ok());
+      EXPECT_EQ(AdapterDigest(name), AdapterDigest(StrCat("stop", kto)));
+    }
+    EXPECT_TRUE(events.warnings.empty());
+  }
+}
+
+TEST_F(TrainTest, SkippedUpdatesLeaveValuesAndStatesAlone) {
+  for (const char* optimizer : {"adamw", "adamw_8bit"}) {
+    const v1::JobSpec spec = Spec(true, {"run.on_nan=skip", "run.save_steps=1", StrCat("optimizer.name=", optimizer)});
+    const std::string whole = StrCat("whole", optimizer), parts = StrCat("parts", optimizer);
+    Recorded all, first, second;
+    ASSERT_TRUE(TrainWithBad({5, 6}, spec, whole, all).ok());
+    EXPECT_EQ(all.warnings.size(), 2u);
+    EXPECT_NE(all.warnings.at(1).find("step 7: the loss is "), std::string::npos) << all.warnings.at(1);
+    EXPECT_NE(all.warnings.at(1).find("2 in a row"), std::string::npos) << all.warnings.at(1);
+    EXPECT_EQ(LoggedSteps(whole), UpTo(20));
+    first.stop_after = 6;
+    ASSERT_TRUE(TrainWithBad({5, 6}, spec, parts, first).ok());
+    int compared = 0;
+    for (const auto& entry : fs::directory_iterator(Output(parts) + "/checkpoints/step-000000000006")) {
+      if (entry.path().extension() != ".bin") continue;
+      const std::string before = Output(parts) + "/checkpoints/step-000000000005/" + entry.path().filename().string();
+      EXPECT_EQ(*ReadFile(entry.path().string()), *ReadFile(before)) << before;
+      ++compared;
+    }
+    EXPECT_GE(compared, 3);
+    ASSERT_TRUE(TrainWithBad({5, 6}, spec, parts, second).ok());
+    EXPECT_EQ(AdapterDigest(parts), AdapterDigest(whole));
+    EXPECT_NE(second.warnings.at(0).find("2 in a row"), std::string::npos) << "counted across the resume";
+  }
+}
+
+// As if the step had not been: the first step's update is that of a first step, bias corrections too.
+TEST_F(TrainTest, ASkippedFirstStepDoesNotCountForTheOptimiser) {
+  const std::vector<std::string> constant = {"run.on_nan=skip", "schedule.name=constant", "schedule.warmup_ratio=0",
+                                             "run.max_steps=2", "data.train=" + Output("rows.jsonl")};
+  const std::string row = R"({"prompt": "one", "completion": " two three"})";
+  std::string rows;
+  for (int i = 0; i < 8; ++i) rows += row + "\n";
+  ASSERT_TRUE(WriteFileDurably(Output("rows.jsonl"), rows).ok());
+  std::vector<std::string> one = constant;
+  one.push_back("run.max_steps=1");
+  Recorded events;
+  ASSERT_TRUE(TrainWithBad({0}, Spec(false, constant), "skipped", events).ok());
+  ASSERT_TRUE(TrainWithBad({}, Spec(false, one), "one", events).ok());
+  EXPECT_EQ(AdapterDigest("skipped"), AdapterDigest("one"));
+}
+
+TEST_F(TrainTest, ElevenNonFiniteStepsInARowStopASkippingRun) {
+  std::set<int64_t> bad;
+  for (int64_t batch = 3; batch < 20; ++batch) bad.insert(batch);
+  const v1::JobSpec spec = Spec(false, {"run.on_nan=skip", "run.save_steps=1"});
+  for (const int64_t stop : {-1, 8}) {
+    Recorded first, second;
+    first.stop_after = stop;
+    auto result = TrainWithBad(bad, spec, StrCat("row", stop), first);
+    if (stop > 0) result = TrainWithBad(bad, spec, StrCat("row", stop), second);
+    const std::string message(result.status().message());
+    EXPECT_EQ(message.find("step 14: the loss is "), 0u) << message;
+    EXPECT_NE(message.find("the 10 steps before it were skipped too"), std::string::npos) << message;
+    EXPECT_EQ(first.warnings.size() + second.warnings.size(), 10u);
+  }
+  // A loss that is not finite because the values no longer are good for anything.
+  Recorded events;
+  const auto burst =
+      TrainWithBad({}, Spec(false, {"run.on_nan=skip", "optimizer.learning_rate=1e36"}), "burst", events);
+  EXPECT_EQ(burst.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(events.warnings.size(), 10u);
+  EXPECT_EQ(LoggedSteps("burst"), UpTo(static_cast<int64_t>(events.steps.size()))) << "each line is JSON";
+  EXPECT_FALSE(std::isfinite(events.steps.back().loss()));
+}
+
+TEST_F(TrainTest, ARewindGoesOnFromTheCheckpointWithTheDataAfterTheStep) {
+  Recorded plain;
+  ASSERT_TRUE(TrainWithBad({}, Spec(true), "plain", plain).ok());
+  const v1::JobSpec spec = Spec(true, {"run.on_nan=rewind", "run.save_steps=4", "run.eval_steps=3"});
+  for (const int64_t bad : {1, 5}) {  // two batches further each, of three an epoch
+    const std::string whole = StrCat("whole", bad), parts = StrCat("parts", bad);
+    Recorded all;
+    ASSERT_TRUE(TrainWithBad({bad}, spec, whole, all).ok());
+    ASSERT_EQ(all.warnings.size(), 1u);
+    EXPECT_NE(all.warnings[0].find(StrCat("step ", bad + 1, ": the loss is ")), std::string::npos) << all.warnings[0];
+    EXPECT_EQ(LoggedSteps(whole), UpTo(20));
+    const int64_t back = bad / 4 * 4;
+    const v1::StepRecord& next = all.steps.at(static_cast<size_t>(bad));  // the first after the bad one
+    EXPECT_EQ(static_cast<int64_t>(next.step()), back + 1);
+    EXPECT_EQ(next.tokens(), plain.steps.at(static_cast<size_t>(bad) + 1).tokens());
+    for (const int64_t stop : {back + 1, back + 2, back + 5}) {
+      PausedAfterAWarning first;
+      Recorded second;
+      first.stop_after = stop;
+      ASSERT_TRUE(TrainWithBad({bad}, spec, StrCat(parts, stop), first).ok());
+      ASSERT_TRUE(TrainWithBad({bad}, spec, StrCat(parts, stop), second).ok());
+      EXPECT_EQ(AdapterDigest(StrCat(parts, stop)), AdapterDigest(whole)) << bad << " " << stop;
+      EXPECT_EQ(LoggedSteps(StrCat(parts, stop)), UpTo(20));
+    }
+    EXPECT_NE(AdapterDigest(whole), AdapterDigest("plain"));
+    // As a kill would leave it, before the bad step and after.
+    for (const int64_t steps : {bad, bad + 1, bad + 3}) {
+      const std::string cut = StrCat("cut", bad, "-", steps);
+      Copied first(static_cast<size_t>(steps), Output("uncut"), Output(cut));
+      Recorded second;
+      fs::remove_all(Output("uncut"));
+      ASSERT_TRUE(TrainWithBad({bad}, spec, "uncut", first).ok());
+      ASSERT_TRUE(fs::exists(Output(cut)));
+      ASSERT_TRUE(TrainWithBad({bad}, spec, cut, second).ok());
+      EXPECT_EQ(AdapterDigest(cut), AdapterDigest(whole)) << bad << " " << steps;
+      EXPECT_EQ(LoggedSteps(cut), UpTo(20));
+    }
+  }
+}
+
+TEST_F(TrainTest, AFourthRewindStopsTheRun) {
+  const v1::JobSpec spec = Spec(false, {"run.on_nan=rewind", "run.save_steps=4", "data.order=shuffled"});
+  Recorded events;
+  ASSERT_TRUE(TrainWithBad({5, 7, 16}, spec, "three", events).ok());
+  EXPECT_EQ(events.warnings.size(), 3u);
+  Recorded more;
+  const auto stopped = TrainWithBad({5, 7, 16, 18}, spec, "four", more);
+  const std::string message(stopped.status().message());
+  EXPECT_NE(message.find("the run went back 3 times already"), std::string::npos) << message;
+  EXPECT_EQ(more.warnings.size(), 3u);
 }
 
 // Issue: planned bytes equal the arenas' high-water mark exactly, for ten different specs.
