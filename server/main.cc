@@ -130,9 +130,8 @@ int Serve(const Flags& flags) {
     spdlog::error("{}", std::string(daemon.status().message()));
     return 1;
   }
-  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}", BuildVersion(),
-               BuildId(), options.socket, options.state_dir,
-               (*daemon)->metrics_address().empty() ? "nothing" : (*daemon)->metrics_address());
+  spdlog::info("honed {} ({}) serves on {}, state in {}, metrics on {}", BuildVersion(), BuildId(), options.socket,
+               options.state_dir, (*daemon)->metrics_address().empty() ? "nothing" : (*daemon)->metrics_address());
   Notify(StrCat("READY=1\nSTATUS=", (*daemon)->Summary()));
 
   const timespec tick = {5, 0};
