@@ -141,7 +141,7 @@ bool Scheduler::FitsNow(const QueuedJob& job) {
   }
   if (beside >= (on_card ? options_.max_running_on_card : options_.max_running)) return false;
   const uint64_t free = options_.free_memory ? options_.free_memory() : AvailableMemory();
-  const uint64_t needed = on_card ? job.plan.host_bytes() + job.plan.pinned_bytes() : job.plan.bytes().total();
+  const uint64_t needed = on_card ? job.plan.host_bytes() : job.plan.bytes().total();
   if (free != 0 && needed > free) {
     SayItWaits(job, needed, free, "of the machine");
     return false;

@@ -14,6 +14,7 @@
 //   deaf           does not hear that it is to stop
 //   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
 //   card=N         a plan of N bytes on a card
+//   pinned=N       the plan page-locks N bytes of host memory
 //   memory-taken=N the first N attempts end while starting for want of memory that a plan had counted on
 //   say=N          N bytes to stderr (the log) at each step
 //   fill-at-export fills the disk before it writes its results, once
@@ -102,6 +103,9 @@ void Plan(const v1::Run& run, const Script& script) {
   message.mutable_plan()->set_device(run.device().empty() ? "cpu" : run.device());
   message.mutable_plan()->set_steps(static_cast<uint32_t>(script.Number("steps", 4)));
   message.mutable_plan()->mutable_bytes()->set_total(script.Has("big-plan") ? uint64_t{1} << 60 : 1 << 20);
+  const auto pinned = static_cast<uint64_t>(script.Number("pinned", 0));
+  message.mutable_plan()->set_host_bytes(pinned);  // as a real plan: pinned memory is part of the host's
+  message.mutable_plan()->set_pinned_bytes(pinned);
   if (const auto bytes = script.Number("card", 0); bytes > 0) {
     message.mutable_plan()->set_device("NVIDIA Fake");
     message.mutable_plan()->mutable_bytes()->set_total(static_cast<uint64_t>(bytes));

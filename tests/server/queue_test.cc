@@ -109,6 +109,14 @@ TEST_F(QueueTest, JobsThatFitACardTogetherRunTogetherAndTheNextWaits) {
   End(second);
 }
 
+TEST_F(QueueTest, PageLockedMemoryCountsOnceAgainstTheHost) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  card_ = CardReading{.name = "NVIDIA Fake", .total_bytes = 10 * kGiB, .free_bytes = 9 * kGiB, .used_bytes = kGiB};
+  Restart();  // the machine has 1024 GiB
+  const v1::JobSpec spec = Spec(StrCat("steps=1 card=", kGiB, " pinned=", 600 * kGiB));
+  EXPECT_EQ(client_->Await(client_->MustCreate(spec)).state(), v1::SUCCEEDED);
+}
+
 TEST_F(QueueTest, ARunningJobPausesAndGoesOnFromItsCheckpoint) {
   const std::string id = client_->MustCreate(Spec("steps=30 sleep=10 save=1000"));
   ASSERT_TRUE(client_->AwaitState(id, v1::RUNNING));
