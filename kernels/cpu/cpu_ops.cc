@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "kernels/augment_pieces.h"
 #include "kernels/checks.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/gemm.h"
@@ -340,16 +341,7 @@ void CpuOps::FinishTransfer(int slot) { HONE_CHECK(slot >= 0 && slot < kTransfer
 
 void CpuOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
   checks::AugmentWeight(parts, a, out, activation_dtype());
-  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
-  int64_t row = 0;
-  for (const AugmentPart& part : parts) {
-    DecodeWeight(part.weight, out.Sub(row, part.weight.rows, 0, k));
-    if (spare > 0) Fill(out.Sub(row, part.weight.rows, k, spare), 0);
-    if (!part.b.empty()) Copy(part.b, out.Sub(row, part.weight.rows, k + part.column, part.b.cols));
-    row += part.weight.rows;
-  }
-  if (!a.empty()) Copy(a, out.Sub(row, a.rows, 0, k));
-  if (a.rows < spare) Fill(out.Sub(row + a.rows, spare - a.rows, 0, k), 0);
+  AugmentInPieces(*this, parts, a, out);
 }
 
 void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {

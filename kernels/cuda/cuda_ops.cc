@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "kernels/augment_pieces.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/launch.h"
@@ -247,21 +248,7 @@ void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor
     Launched("AugmentWeight");
     return;
   }
-  AugmentInPieces(parts, a, out);
-}
-
-// Widths that are no multiple of 8, which no model has.
-void CudaOps::AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
-  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
-  int64_t row = 0;
-  for (const AugmentPart& part : parts) {
-    DecodeWeight(part.weight, out.Sub(row, part.weight.rows, 0, k));
-    if (spare > 0) Fill(out.Sub(row, part.weight.rows, k, spare), 0);
-    if (!part.b.empty()) Copy(part.b, out.Sub(row, part.weight.rows, k + part.column, part.b.cols));
-    row += part.weight.rows;
-  }
-  if (!a.empty()) Copy(a, out.Sub(row, a.rows, 0, k));
-  if (a.rows < spare) Fill(out.Sub(row + a.rows, spare - a.rows, 0, k), 0);
+  AugmentInPieces(*this, parts, a, out);  // widths that are no multiple of 8, which no model has
 }
 
 void CudaOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {

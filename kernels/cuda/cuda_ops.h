@@ -78,7 +78,6 @@ class CudaOps : public Ops {
 
  private:
   bool Skinny(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta);
-  void AugmentInPieces(std::span<const AugmentPart> parts, Tensor a, Tensor out);
 
   DType activation_dtype_;
   cudaStream_t stream_;

@@ -16,29 +16,6 @@ template <typename T>
 inline constexpr int kGroupsPerThread = sizeof(T) == 4 ? 1 : 2;
 
 template <DType D>
-__device__ inline float DecodeOne(const WeightView& w, const float* table, int64_t index) {
-  if constexpr (D == DType::kF32) {
-    return static_cast<const float*>(w.data)[index];
-  } else if constexpr (D == DType::kBF16) {
-    return ToFloat(static_cast<const bf16*>(w.data)[index]);
-  } else if constexpr (D == DType::kF16) {
-    return ToFloat(static_cast<const __half*>(w.data)[index]);
-  } else if constexpr (D == DType::kNf4) {
-    const int byte = static_cast<const uint8_t*>(w.data)[index / 2];
-    return __fmul_rn(table[index % 2 == 0 ? byte >> 4 : byte & 15], Nf4Scale(w, index / kNf4BlockSize));
-  } else {
-    Group<D> group;  // rows are whole blocks here: only a misaligned output leads to this path
-    group.Fetch(w, index / 8);
-    float values[8];
-    group.Decode(table, values);
-    float value = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) value = index % 8 == i ? values[i] : value;
-    return value;
-  }
-}
-
-template <DType D>
 __device__ inline void LoadTable(float* table) {
   if constexpr (D == DType::kNf4) {
     if (threadIdx.x < 16) table[threadIdx.x] = kCodes.values[threadIdx.x];

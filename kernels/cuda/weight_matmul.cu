@@ -8,30 +8,6 @@ namespace {
 
 constexpr int kThreads = kWeightThreads;
 
-// One element, for rows that are no whole groups of 8.
-template <DType D>
-__device__ inline float DecodeAt(const WeightView& w, const float* table, int64_t index) {
-  if constexpr (D == DType::kF32) {
-    return static_cast<const float*>(w.data)[index];
-  } else if constexpr (D == DType::kBF16) {
-    return ToFloat(static_cast<const bf16*>(w.data)[index]);
-  } else if constexpr (D == DType::kF16) {
-    return ToFloat(static_cast<const __half*>(w.data)[index]);
-  } else if constexpr (D == DType::kNf4) {
-    const int byte = static_cast<const uint8_t*>(w.data)[index / 2];
-    return __fmul_rn(table[index % 2 == 0 ? byte >> 4 : byte & 15], Nf4Scale(w, index / kNf4BlockSize));
-  } else {
-    Group<D> group;  // these are whole blocks of 32: only a misaligned x leads here
-    group.Fetch(w, index / 8);
-    float values[8];
-    group.Decode(table, values);
-    float value = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) value = index % 8 == i ? values[i] : value;
-    return value;
-  }
-}
-
 // A warp per row of W; V elements of it a lane, at most 8 rows of x at a time.
 template <DType D, typename T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -52,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
         part.Fetch(w, (row * w.cols + k) / 8);
         part.Decode(table, values);
       } else {
-        values[0] = DecodeAt<D>(w, table, row * w.cols + k);
+        values[0] = DecodeOne<D>(w, table, row * w.cols + k);
       }
 #pragma unroll
       for (int i = 0; i < V; ++i) values[i] = ToFloat(FromFloat<T>(values[i]));
