@@ -6,6 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "hone/v1/daemon.pb.h"
+#include "hone/v1/datasets.pb.h"
+#include "hone/v1/models.pb.h"
 #include "proto/base/build_info.h"
 #include "proto/base/status.h"
 #include "server/errors.h"
@@ -21,6 +24,12 @@ constexpr size_t kMaxLabelBytes = 128;
 const prometheus::Histogram::BucketBoundaries& StepBuckets() {
   static const prometheus::Histogram::BucketBoundaries kBuckets = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,  2.5,
                                                                    5,    10,    15,   30,  60,   120, 300};
+  return kBuckets;
+}
+
+const prometheus::Histogram::BucketBoundaries& CallBuckets() {
+  static const prometheus::Histogram::BucketBoundaries kBuckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+                                                                   0.25,  0.5,    1,     2.5,  10,    60};
   return kBuckets;
 }
 
@@ -44,6 +53,9 @@ struct Metrics::JobSeries {
   prometheus::Counter* tokens = nullptr;
   prometheus::Counter* restarts = nullptr;
   prometheus::Histogram* step_seconds = nullptr;
+  prometheus::Counter* energy = nullptr;
+  bool on_card = false;
+  Clock::time_point started;
   std::optional<Clock::time_point> ended;
 };
 
@@ -66,11 +78,14 @@ Metrics::Metrics(Clock::duration keep_after_end)
       restarts_total_(CounterFamily("hone_worker_restarts_total", "Workers started again after a crash.").Add({})),
       watch_streams_(GaugeFamily("hone_watch_streams", "Open Watch streams.").Add({})),
       disk_free_(GaugeFamily("hone_disk_free_bytes", "Free bytes on the disk of the state folder.").Add({})),
-      card_total_(GaugeFamily("hone_gpu_memory_total_bytes", "Memory of the card.")),
-      card_used_(GaugeFamily("hone_gpu_memory_used_bytes", "Memory of the card in use, by whomever.")),
-      card_temperature_(GaugeFamily("hone_gpu_temperature_celsius", "Temperature of the card's chip.")),
-      card_power_(GaugeFamily("hone_gpu_power_watts", "Power that the card draws.")),
-      card_utilization_(GaugeFamily("hone_gpu_utilization_ratio", "Share of the time in which a kernel ran.")),
+      queue_age_(GaugeFamily("hone_queue_oldest_age_seconds",
+                             "How long the job that waits longest has waited, jobs that wait for others left out.")
+                     .Add({})),
+      call_seconds_(prometheus::BuildHistogram()
+                        .Name("hone_rpc_seconds")
+                        .Help("Duration of calls that are one request and one answer.")
+                        .Register(*registry_)),
+      cards_(registry_.get()),
       job_info_(GaugeFamily("hone_job_info", "What an active job is; always 1.")),
       step_(GaugeFamily("hone_job_step", "Newest finished optimiser step.")),
       steps_planned_(GaugeFamily("hone_job_steps_planned", "Optimiser steps of the whole run.")),
@@ -98,8 +113,15 @@ Metrics::Metrics(Clock::duration keep_after_end)
       last_checkpoint_(
           GaugeFamily("hone_job_last_checkpoint_timestamp_seconds", "When the newest checkpoint was saved.")),
       job_restarts_(
-          CounterFamily("hone_job_worker_restarts_total", "Workers of this job started again after a crash.")) {
+          CounterFamily("hone_job_worker_restarts_total", "Workers of this job started again after a crash.")),
+      job_energy_(CounterFamily("hone_job_energy_joules_total",
+                                "The job's share of the energy that its card took while it ran.")) {
   build_info_.Add({{"version", std::string(BuildVersion())}, {"build_id", std::string(BuildId())}}).Set(1);
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  GaugeFamily("hone_start_timestamp_seconds", "When the daemon started.")
+      .Add({})
+      .Set(std::chrono::duration<double>(now).count());
+  AddCalls();
   for (int state = v1::JobState_MIN + 1; state <= v1::JobState_MAX; ++state) {
     SetJobs(static_cast<v1::JobState>(state), 0);
   }
@@ -138,16 +160,55 @@ void Metrics::CountStoreError() { store_errors_.Increment(); }
 void Metrics::SetWatchStreams(size_t count) { watch_streams_.Set(static_cast<double>(count)); }
 void Metrics::SetDiskFree(uint64_t bytes) { disk_free_.Set(static_cast<double>(bytes)); }
 
-void Metrics::SetCards(const std::vector<CardReading>& cards) {
-  for (size_t i = 0; i < cards.size(); ++i) {
-    const CardReading& card = cards[i];
-    const std::map<std::string, std::string> labels = {{"gpu", std::to_string(i)}, {"name", card.name}};
-    card_total_.Add(labels).Set(static_cast<double>(card.total_bytes));
-    card_used_.Add(labels).Set(static_cast<double>(card.used_bytes));
-    if (card.temperature_celsius) card_temperature_.Add(labels).Set(*card.temperature_celsius);
-    if (card.power_watts) card_power_.Add(labels).Set(*card.power_watts);
-    if (card.utilization_ratio) card_utilization_.Add(labels).Set(*card.utilization_ratio);
+void Metrics::SetQueueAge(double seconds) { queue_age_.Set(seconds); }
+
+// Every method with one request and one answer has its series from the start: their number is the API's.
+void Metrics::AddCalls() {
+  const google::protobuf::FileDescriptor* const files[] = {
+      v1::GetStatusRequest::descriptor()->file(), v1::GetBlobRequest::descriptor()->file(),
+      v1::GetJobRequest::descriptor()->file(), v1::GetModelRequest::descriptor()->file()};
+  for (const google::protobuf::FileDescriptor* file : files) {
+    for (int i = 0; i < file->service_count(); ++i) {
+      for (int k = 0; k < file->service(i)->method_count(); ++k) {
+        const google::protobuf::MethodDescriptor& method = *file->service(i)->method(k);
+        if (method.client_streaming() || method.server_streaming()) continue;
+        const std::string label = StrCat(method.service()->name(), "/", method.name());
+        calls_[StrCat("/", method.service()->full_name(), "/", method.name())] =
+            &call_seconds_.Add({{"method", label}}, CallBuckets());
+      }
+    }
   }
+  other_calls_ = &call_seconds_.Add({{"method", "other"}}, CallBuckets());
+}
+
+void Metrics::CountCall(const std::string& method, double seconds) {
+  const auto found = calls_.find(method);
+  (found == calls_.end() ? other_calls_ : found->second)->Observe(seconds);
+}
+
+void Metrics::SetCards(const std::vector<CardDetail>& cards) {
+  std::lock_guard lock(mutex_);
+  const Clock::time_point now = Clock::now(), before = cards_read_.value_or(now);
+  cards_read_ = now;
+  const std::vector<double> joules = cards_.Update(cards, std::chrono::duration<double>(now - before).count());
+  if (!joules.empty()) ShareEnergy(joules.front(), before, now);  // workers use the first card
+}
+
+// Each job's part is the time it ran within the interval over the whole interval or, if several ran, over the sum of
+// their times: an idle card's energy is nobody's.
+void Metrics::ShareEnergy(double joules, Clock::time_point from, Clock::time_point to) {
+  double sum = 0;
+  std::vector<std::pair<JobSeries*, double>> shares;
+  for (const auto& [id, series] : series_) {
+    if (!series->on_card) continue;
+    const Clock::time_point begin = std::max(from, series->started), end = std::min(to, series->ended.value_or(to));
+    const double seconds = std::chrono::duration<double>(end - begin).count();
+    if (seconds <= 0) continue;
+    shares.emplace_back(series.get(), seconds);
+    sum += seconds;
+  }
+  sum = std::max(sum, std::chrono::duration<double>(to - from).count());
+  for (const auto& [series, seconds] : shares) series->energy->Increment(joules * seconds / sum);
 }
 
 Metrics::JobSeries* Metrics::Find(const std::string& job_id) {
@@ -172,11 +233,15 @@ void Metrics::StartJob(const v1::Job& job) {
   PruneLocked();
   std::unique_ptr<JobSeries>& series = series_[job.id()];
   if (series != nullptr) {
+    series->started = Clock::now();
     series->ended.reset();
     return;
   }
   series = std::make_unique<JobSeries>();
   series->id = job.id();
+  series->started = Clock::now();
+  series->on_card = !job.plan().device().empty() && !job.plan().device().starts_with("cpu");
+  series->energy = &job_energy_.Add({{"job_id", job.id()}});
   series->tokens = &tokens_.Add({{"job_id", job.id()}});
   series->restarts = &job_restarts_.Add({{"job_id", job.id()}});
   series->step_seconds = &step_seconds_.Add({{"job_id", job.id()}}, StepBuckets());
@@ -273,6 +338,7 @@ void Metrics::Drop(const std::string& job_id) {
   for (const auto& [family, gauge] : series->gauges) family->Remove(gauge);
   tokens_.Remove(series->tokens);
   job_restarts_.Remove(series->restarts);
+  job_energy_.Remove(series->energy);
   step_seconds_.Remove(series->step_seconds);
   series_.erase(job_id);
 }

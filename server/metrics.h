@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
+#include "server/card_metrics.h"
 #include "server/cards.h"
 
 namespace hone {
@@ -42,7 +44,12 @@ class Metrics {
   void CountStoreError();
   void SetWatchStreams(size_t count);
   void SetDiskFree(uint64_t bytes);
-  void SetCards(const std::vector<CardReading>& cards);
+  void SetQueueAge(double seconds);  // of the job that has waited longest; 0: none waits
+  // Energy is shared among the jobs that ran on the card meanwhile, by how long each did.
+  void SetCards(const std::vector<CardDetail>& cards);
+  // A call that is one request and one answer is over; `method` as gRPC names it: "/hone.v1.Jobs/GetJob". Methods that
+  // are not ours share one series.
+  void CountCall(const std::string& method, double seconds);
 
   void StartJob(const v1::Job& job);
   void Step(const std::string& job_id, const v1::StepRecord& step);
@@ -63,6 +70,8 @@ class Metrics {
   Gauges& GaugeFamily(const char* name, const char* help);
   Counters& CounterFamily(const char* name, const char* help);
   void SetGauge(JobSeries* series, Gauges* family, double value, const std::map<std::string, std::string>& more = {});
+  void AddCalls();
+  void ShareEnergy(double joules, Clock::time_point from, Clock::time_point to);
   JobSeries* Find(const std::string& job_id);
   void Drop(const std::string& job_id);
   void PruneLocked();
@@ -77,11 +86,9 @@ class Metrics {
   prometheus::Counter& restarts_total_;
   prometheus::Gauge& watch_streams_;
   prometheus::Gauge& disk_free_;
-  Gauges& card_total_;
-  Gauges& card_used_;
-  Gauges& card_temperature_;
-  Gauges& card_power_;
-  Gauges& card_utilization_;
+  prometheus::Gauge& queue_age_;
+  Histograms& call_seconds_;
+  CardMetrics cards_;
   Gauges& job_info_;
   Gauges& step_;
   Gauges& steps_planned_;
@@ -104,8 +111,12 @@ class Metrics {
   Gauges& pinned_memory_;
   Gauges& last_checkpoint_;
   Counters& job_restarts_;
+  Counters& job_energy_;
 
   std::mutex mutex_;
+  std::optional<Clock::time_point> cards_read_;
+  std::map<std::string, prometheus::Histogram*> calls_;  // by gRPC's name; never changed after construction
+  prometheus::Histogram* other_calls_ = nullptr;
   std::map<std::string, std::unique_ptr<JobSeries>> series_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   std::string address_;

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <map>
 #include <vector>
 
 namespace hone {
@@ -39,6 +41,10 @@ struct NvmlDevice::Library {
   int (*temperature)(void*, int, unsigned int*) = nullptr;
   int (*power)(void*, unsigned int*) = nullptr;
   int (*utilization)(void*, RawUtilization*) = nullptr;
+  // Null where the library is too old for them.
+  int (*drawing_processes)(void*, unsigned int*, ProcessInfo*) = nullptr;
+  int (*energy)(void*, unsigned long long*) = nullptr;
+  int (*clock_reasons)(void*, unsigned long long*) = nullptr;
 
   template <typename Function>
   bool Find(const char* name, Function& function) const {
@@ -69,6 +75,11 @@ std::unique_ptr<NvmlDevice::Library> NvmlDevice::Load() {
                      library->Find("nvmlDeviceGetPowerUsage", library->power) &&
                      library->Find("nvmlDeviceGetUtilizationRates", library->utilization) &&
                      library->Find("nvmlSystemGetDriverVersion", library->driver_version);
+  library->Find("nvmlDeviceGetGraphicsRunningProcesses_v3", library->drawing_processes);
+  library->Find("nvmlDeviceGetTotalEnergyConsumption", library->energy);
+  if (!library->Find("nvmlDeviceGetCurrentClocksEventReasons", library->clock_reasons)) {  // its name since 535
+    library->Find("nvmlDeviceGetCurrentClocksThrottleReasons", library->clock_reasons);
+  }
   if (found && init() == kSuccess) return library;
   dlclose(library->handle);
   return nullptr;
@@ -120,6 +131,34 @@ std::optional<double> NvmlDevice::UtilizationRatio() const {
   RawUtilization percent;
   if (library_->utilization(library_->device, &percent) != kSuccess) return std::nullopt;
   return percent.gpu / 100.0;
+}
+
+std::optional<double> NvmlDevice::EnergyJoules() const {
+  unsigned long long millijoules = 0;
+  if (library_->energy == nullptr || library_->energy(library_->device, &millijoules) != kSuccess) return std::nullopt;
+  return static_cast<double>(millijoules) / 1000.0;
+}
+
+std::optional<uint64_t> NvmlDevice::Slowdowns() const {
+  unsigned long long reasons = 0;
+  const auto read = library_->clock_reasons;
+  if (read == nullptr || read(library_->device, &reasons) != kSuccess) return std::nullopt;
+  return reasons & (kPowerCap | kHardware | kThermal | kHardwareHot | kPowerBrake);  // idle and set clocks are no fault
+}
+
+std::vector<NvmlDevice::Process> NvmlDevice::Processes() const {
+  std::map<unsigned int, uint64_t> bytes;  // a process that does both is listed twice, with the same figure
+  for (const auto read : {library_->processes, library_->drawing_processes}) {
+    std::vector<ProcessInfo> raw(kMaxProcesses);
+    unsigned int count = kMaxProcesses;
+    if (read == nullptr || read(library_->device, &count, raw.data()) != kSuccess) continue;
+    for (unsigned int i = 0; i < std::min(count, kMaxProcesses); ++i) {
+      if (raw[i].used_bytes != kUnknown) bytes[raw[i].pid] = std::max<uint64_t>(bytes[raw[i].pid], raw[i].used_bytes);
+    }
+  }
+  std::vector<Process> processes;
+  for (const auto& [pid, used] : bytes) processes.push_back({pid, used});
+  return processes;
 }
 
 std::string NvmlDevice::driver() const {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace hone {
 
@@ -31,6 +32,23 @@ class NvmlDevice {
   std::optional<double> TemperatureCelsius() const;
   std::optional<double> PowerWatts() const;
   std::optional<double> UtilizationRatio() const;  // share of the last sample period in which a kernel ran
+  // Since the driver was loaded; nothing before Volta.
+  std::optional<double> EnergyJoules() const;
+  // Why the clocks are lower than they could be, as bits of Slowdown; 0: they are not.
+  enum Slowdown : uint64_t {
+    kPowerCap = 0x4,      // the power limit that is set
+    kHardware = 0x8,      // the board protects itself, power or heat
+    kThermal = 0x20,      // too hot, the driver's doing
+    kHardwareHot = 0x40,  // too hot, the board's doing
+    kPowerBrake = 0x80,   // the power supply asks for less
+  };
+  std::optional<uint64_t> Slowdowns() const;
+  struct Process {
+    unsigned int pid = 0;  // as the driver knows it, which in a container need not be ours
+    uint64_t bytes = 0;
+  };
+  // Who holds memory on the card, computing or drawing. Empty where the driver does not say.
+  std::vector<Process> Processes() const;
 
  private:
   struct Library;

@@ -162,6 +162,100 @@ TEST(MetricsTest, SeriesOfAJobAreBounded) {
   EXPECT_EQ(CountSeries(Scrape(metrics)), before);
 }
 
+CardDetail Card(double joules, std::vector<ForeignProcess> foreign = {}) {
+  CardDetail card;
+  card.reading.name = "card";
+  card.energy_joules = joules;
+  card.slowdowns = NvmlDevice::kThermal;
+  card.foreign = std::move(foreign);
+  return card;
+}
+
+double ValueOf(const std::string& text, const std::string& series) {
+  const size_t at = text.find("\n" + series + " ");
+  EXPECT_NE(at, std::string::npos) << series << " is not in\n" << text;
+  return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 2));
+}
+
+TEST(MetricsTest, EnergyIsSharedAmongTheJobsOfTheCard) {
+  Metrics metrics(std::chrono::hours(1));
+  metrics.SetCards({Card(1000)});
+  for (const char* id : {"a", "b", "c"}) {
+    v1::Job job;
+    job.set_id(id);
+    job.mutable_plan()->set_device(id[0] == 'c' ? "cpu" : "NVIDIA Fake");
+    metrics.StartJob(job);
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  metrics.EndJob("b");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  metrics.SetCards({Card(1300)});
+  const std::string text = Scrape(metrics);
+  EXPECT_DOUBLE_EQ(ValueOf(text, "hone_gpu_energy_joules_total{gpu=\"0\",name=\"card\"}"), 300);
+  const double a = ValueOf(text, "hone_job_energy_joules_total{job_id=\"a\"}");
+  const double b = ValueOf(text, "hone_job_energy_joules_total{job_id=\"b\"}");
+  EXPECT_NEAR(a + b, 300, 5);  // the moment before the jobs started is nobody's
+  EXPECT_GT(a, 1.2 * b);       // twice as long, but for what a busy machine adds
+  EXPECT_EQ(ValueOf(text, "hone_job_energy_joules_total{job_id=\"c\"}"), 0);
+  // A counter that begins anew adds nothing, and nothing is shared once no job runs.
+  metrics.EndJob("a");
+  metrics.SetCards({Card(5)});
+  metrics.SetCards({Card(25)});
+  const std::string later = Scrape(metrics);
+  EXPECT_DOUBLE_EQ(ValueOf(later, "hone_gpu_energy_joules_total{gpu=\"0\",name=\"card\"}"), 320);
+  EXPECT_NEAR(ValueOf(later, "hone_job_energy_joules_total{job_id=\"a\"}"), a, 1e-9);
+}
+
+TEST(MetricsTest, ACardWithoutACounterTakesPowerTimesTime) {
+  Metrics metrics;
+  CardDetail card;
+  card.reading.name = "old";
+  card.reading.power_watts = 100;
+  metrics.SetCards({card});
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  metrics.SetCards({card});
+  const double joules = ValueOf(Scrape(metrics), "hone_gpu_energy_joules_total{gpu=\"0\",name=\"old\"}");
+  EXPECT_GE(joules, 10);
+  EXPECT_LT(joules, 100);
+}
+
+TEST(MetricsTest, ForeignProcessesComeAndGoAndAreBounded) {
+  Metrics metrics;
+  metrics.SetCards({Card(0)});
+  const size_t before = CountSeries(Scrape(metrics));
+  std::vector<ForeignProcess> many;
+  for (unsigned int i = 0; i < 100; ++i) many.push_back({1000 + i, "python3", 1000 - i});
+  metrics.SetCards({Card(0, many)});
+  std::string text = Scrape(metrics);
+  EXPECT_EQ(CountSeries(text), before + CardMetrics::kMaxForeign + 1);
+  const std::string of = "hone_gpu_foreign_memory_bytes{command=\"";
+  EXPECT_EQ(ValueOf(text, of + "python3\",gpu=\"0\",name=\"card\",pid=\"1000\"}"), 1000);
+  EXPECT_EQ(ValueOf(text, of + "others\",gpu=\"0\",name=\"card\",pid=\"\"}"), 92 * 1000 - (8 + 99) * 92 / 2);
+  EXPECT_EQ(ValueOf(text, "hone_gpu_throttled{gpu=\"0\",name=\"card\",reason=\"thermal\"}"), 1);
+  EXPECT_EQ(ValueOf(text, "hone_gpu_throttled{gpu=\"0\",name=\"card\",reason=\"power-cap\"}"), 0);
+  metrics.SetCards({Card(0, {{1000, "another", 7}})});  // the same id, another program
+  text = Scrape(metrics);
+  EXPECT_EQ(CountSeries(text), before + 1);
+  EXPECT_EQ(ValueOf(text, of + "another\",gpu=\"0\",name=\"card\",pid=\"1000\"}"), 7);
+  metrics.SetCards({Card(0)});
+  EXPECT_EQ(CountSeries(Scrape(metrics)), before);
+}
+
+TEST(MetricsTest, CallsAreCountedByOurMethods) {
+  Metrics metrics;
+  const size_t before = CountSeries(Scrape(metrics));
+  metrics.CountCall("/hone.v1.Jobs/GetJob", 0.003);
+  metrics.CountCall("/some.Other/Method", 1);
+  metrics.CountCall("/an.Other/Method", 1);
+  const std::string text = Scrape(metrics);
+  EXPECT_EQ(ValueOf(text, "hone_rpc_seconds_count{method=\"Jobs/GetJob\"}"), 1);
+  EXPECT_EQ(ValueOf(text, "hone_rpc_seconds_bucket{method=\"Jobs/GetJob\",le=\"0.0025\"}"), 0);
+  EXPECT_EQ(ValueOf(text, "hone_rpc_seconds_bucket{method=\"Jobs/GetJob\",le=\"0.005\"}"), 1);
+  EXPECT_EQ(ValueOf(text, "hone_rpc_seconds_count{method=\"other\"}"), 2);
+  EXPECT_EQ(text.find("Jobs/WatchJob"), std::string::npos);
+  EXPECT_EQ(CountSeries(text), before);
+}
+
 TEST(MetricsTest, EndedJobsStayForALastScrapeButNotMoreThanTheLimit) {
   Metrics metrics(std::chrono::hours(1));
   for (int i = 0; i < 100; ++i) {

@@ -61,7 +61,7 @@ NewJob RealisticJob(const Folder& folder, int n) {
 TEST(Scale, TenThousandQueuedJobs) {
   Folder folder;
   std::filesystem::create_directories(folder / "state");
-  std::vector<double> submits, picks;
+  std::vector<double> submits, picks, ages;
   {
     auto store = Store::Open(folder / "state/hone.db");
     ASSERT_TRUE(store.ok());
@@ -74,6 +74,11 @@ TEST(Scale, TenThousandQueuedJobs) {
       const auto begin = steady_clock::now();
       ASSERT_TRUE((*(*store)->NextQueued()).has_value());
       picks.push_back(Milliseconds(begin));
+    }
+    for (int n = 0; n < 20; ++n) {
+      const auto begin = steady_clock::now();
+      ASSERT_TRUE((*(*store)->OldestWait()).has_value());
+      ages.push_back(Milliseconds(begin));
     }
   }
   HonedProcess honed(folder, FAKE_WORKER, "", {"--max-jobs", "20000"});
@@ -122,9 +127,9 @@ TEST(Scale, TenThousandQueuedJobs) {
   const uint64_t rss = ResidentMiB(honed.pid());
   std::printf(
       "%d queued jobs: submit with fsync p50 %.2f p99 %.2f ms (over RPC with a worker's plan p50 %.1f p99 %.1f ms), "
-      "list page p99 %.2f ms (by label %.2f ms), pick-next p99 %.3f ms, restart to READY %.0f ms, memory %llu MiB\n",
+      "list page p99 %.2f ms (by label %.2f ms), pick-next p99 %.3f ms, the queue's age %.2f ms, restart to READY %.0f ms, memory %llu MiB\n",
       kJobs, Percentile(submits, 0.5), Percentile(submits, 0.99), Percentile(rpc, 0.5), Percentile(rpc, 0.99),
-      Percentile(pages, 0.99), Percentile(filtered, 0.99), Percentile(picks, 0.99), ready,
+      Percentile(pages, 0.99), Percentile(filtered, 0.99), Percentile(picks, 0.99), Percentile(ages, 0.5), ready,
       static_cast<unsigned long long>(rss));
   EXPECT_LT(Percentile(submits, 0.99), 10 * Room());
   EXPECT_LT(Percentile(pages, 0.99), 20 * Room());
@@ -150,6 +155,12 @@ TEST(Scale, TheNumberOfSeriesIsFlatAfterManyFinishedJobs) {
     step.set_step(1);
     step.set_steps(1);
     metrics.Step(job.id(), step);
+    CardDetail card;
+    card.reading.name = "card";
+    card.energy_joules = n;
+    card.foreign = {{static_cast<unsigned int>(n), StrCat("p", n), 1}};
+    metrics.SetCards({card});
+    metrics.CountCall(StrCat("/none/", n), 0.001);
     metrics.CountTransition(v1::QUEUED, v1::STARTING);
     metrics.EndJob(job.id());
     metrics.Prune();

@@ -176,6 +176,42 @@ TEST_F(StoreTest, QueueIsByPriorityThenAge) {
   EXPECT_EQ((*store_->NextQueued())->id, first);
 }
 
+TEST_F(StoreTest, TheOldestWaitIsThatOfAJobThatCouldRun) {
+  const auto oldest = [&] {
+    const auto since = store_->OldestWait();
+    EXPECT_TRUE(since.ok()) << since.status();
+    return since.ok() ? *since : std::nullopt;
+  };
+  EXPECT_EQ(oldest(), std::nullopt);
+  const int64_t before = NowMicros();
+  const std::string first = Create();
+  const int64_t between = NowMicros();
+  const std::string second = Create();
+  ASSERT_TRUE(oldest().has_value());
+  EXPECT_GE(*oldest(), before);
+  EXPECT_LE(*oldest(), between);
+  // It ran and came back: from then on it waits, and the other one has waited longer.
+  JobUpdate start;
+  start.start_attempt = true;
+  start.states.push_back({v1::STARTING, "TEST", ""});
+  ASSERT_TRUE(store_->Update(first, {}, start).ok());
+  JobUpdate back;
+  back.end_attempt = AttemptEnd{"crashed", ""};
+  back.states.push_back({v1::QUEUED, "TEST", ""});
+  ASSERT_TRUE(store_->Update(first, {}, back).ok());
+  EXPECT_GE(*oldest(), between);
+  const int64_t of_second = *oldest();
+  // A job that waits for another does not count.
+  ASSERT_TRUE(Go(second, v1::STARTING).ok());
+  EXPECT_GE(*oldest(), of_second);
+  NewJob after;
+  after.resolved_spec.set_name("after");
+  after.options.add_after(first);
+  ASSERT_TRUE(store_->CreateJob(after).ok());
+  ASSERT_TRUE(Go(first, v1::STARTING).ok());
+  EXPECT_EQ(oldest(), std::nullopt);
+}
+
 TEST_F(StoreTest, FailuresCountUntilANewCheckpoint) {
   const std::string id = Create();
   JobUpdate crash;
