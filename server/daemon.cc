@@ -35,27 +35,40 @@ constexpr std::chrono::seconds kCloseGrace(1);
 constexpr int kMaxIdleMs = 10 * 60 * 1000;
 constexpr const char* kServices[] = {"", "hone.v1.Jobs", "hone.v1.Models", "hone.v1.Datasets", "hone.v1.Daemon"};
 
-// Tells the doorman of each call: made when it comes in, destroyed when it is over.
+// Tells the doorman and the metrics of each call: made when it comes in, destroyed when it is over.
 class CallCount final : public grpc::experimental::Interceptor {
  public:
-  CallCount(Doorman* doorman, const std::string& peer) : doorman_(doorman), ticket_(doorman->NoteCall(peer)) {}
-  ~CallCount() override { doorman_->NoteEnd(ticket_); }
+  CallCount(Doorman* doorman, Metrics* metrics, grpc::experimental::ServerRpcInfo* info)
+      : doorman_(doorman), ticket_(doorman->NoteCall(info->server_context()->peer())) {
+    if (info->type() != grpc::experimental::ServerRpcInfo::Type::UNARY) return;  // a stream is as long as its reader
+    metrics_ = metrics;
+    method_ = info->method();
+  }
+  ~CallCount() override {
+    doorman_->NoteEnd(ticket_);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin_;
+    if (metrics_ != nullptr) metrics_->CountCall(method_, seconds.count());
+  }
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override { methods->Proceed(); }
 
  private:
   Doorman* doorman_;
   const Doorman::Ticket ticket_;
+  Metrics* metrics_ = nullptr;
+  std::string method_;
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
 class CallCounter final : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  explicit CallCounter(Doorman* doorman) : doorman_(doorman) {}
+  CallCounter(Doorman* doorman, Metrics* metrics) : doorman_(doorman), metrics_(metrics) {}
   grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
-    return new CallCount(doorman_, info->server_context()->peer());
+    return new CallCount(doorman_, metrics_, info);
   }
 
  private:
   Doorman* doorman_;
+  Metrics* metrics_;
 };
 
 std::string ParentOf(const std::string& path) {
@@ -200,7 +213,7 @@ absl::Status Daemon::Listen() {
   builder.RegisterService(&datasets_);
   builder.RegisterService(&daemon_);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(std::make_unique<CallCounter>(doorman_.get()));
+  interceptors.push_back(std::make_unique<CallCounter>(doorman_.get(), &metrics_));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || (!options_.tcp.listen.empty() && port == 0)) {
@@ -214,7 +227,10 @@ absl::Status Daemon::Listen() {
 
 void Daemon::Tick() {
   metrics_.SetDiskFree(DiskFree(layout_.root()));
-  metrics_.SetCards(cards_.Read());
+  metrics_.SetCards(cards_.ReadDetails());
+  if (const auto since = store_->OldestWait(); since.ok()) {
+    metrics_.SetQueueAge(since->has_value() ? std::max(0.0, static_cast<double>(NowMicros() - **since) * 1e-6) : 0);
+  }
   hub_.CheckAll();
   RunRetention();
   if (store_->broken() && server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(false);

@@ -281,6 +281,17 @@ absl::StatusOr<std::map<v1::JobState, uint64_t>> Store::CountJobs() {
   }
 }
 
+absl::StatusOr<std::optional<int64_t>> Store::OldestWait() {
+  std::lock_guard lock(mutex_);
+  HONE_ASSIGN_OR_RETURN(
+      Statement statement,
+      db_->Prepare("SELECT MIN(MAX(created_us, COALESCE((SELECT MAX(ended_us) FROM attempts WHERE job_id = jobs.id), "
+                   "0))) FROM jobs WHERE state = ? AND blocked = 0"));
+  HONE_ASSIGN_OR_RETURN(const bool found, statement.Bind(int64_t{v1::QUEUED}).Step());
+  if (!found || statement.IsNull(0)) return std::nullopt;
+  return statement.Int(0);
+}
+
 absl::StatusOr<std::optional<v1::Job>> Store::ReadRequest(std::string_view request_id, std::string_view fingerprint) {
   HONE_ASSIGN_OR_RETURN(
       Statement statement,

@@ -170,6 +170,9 @@ class Store {
   absl::StatusOr<std::optional<QueuedJob>> NextQueued();
   absl::StatusOr<std::vector<std::string>> JobsIn(const std::vector<v1::JobState>& states);
   absl::StatusOr<std::map<v1::JobState, uint64_t>> CountJobs();
+  // When the job that has waited longest began to: submitted, or back in the queue after an attempt. Jobs that wait for
+  // others are left out.
+  absl::StatusOr<std::optional<int64_t>> OldestWait();
   // Attempts that crashed since the last new checkpoint.
   absl::StatusOr<int64_t> Failures(const std::string& id);
 
