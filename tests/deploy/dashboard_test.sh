@@ -31,14 +31,28 @@ while read -r alert; do
 done <"$scratch/alerts"
 
 # ---- the dashboard's shape
-jq -e '
+jq -r '
+  def overlaps($a; $b): $a.x < $b.x + $b.w and $b.x < $a.x + $a.w and $a.y < $b.y + $b.h and $b.y < $a.y + $a.h;
   [.panels[] | recurse(.panels[]?)] as $panels |
   ($panels | map(.id)) as $ids |
-  .uid == "hone" and (has("__inputs") | not) and .schemaVersion >= 36 and
-  ($ids | length) == ($ids | unique | length) and
-  ($panels | map(select(.type != "row")) |
-    all(.datasource.uid == "${datasource}" and (.fieldConfig.defaults.unit | length) > 0 and (.targets | length) > 0))
-' $dashboard >/dev/null || { echo "$dashboard: a panel without id, unit, data source or expression"; exit 1; }
+  [
+    (if .uid == "hone" and (has("__inputs") | not) and .schemaVersion >= 36 then empty else "uid, inputs or schemaVersion" end),
+    (if ($ids | length) == ($ids | unique | length) then empty else "two panels have one id" end),
+    (if .templating.list | any(.name == "datasource" and .type == "datasource" and .query == "prometheus") then empty
+     else "no variable for the data source" end),
+    ($panels[] | select(.type | IN("row", "stat", "table", "timeseries") | not) | "\(.title): unknown type \(.type)"),
+    ($panels[] | select(.gridPos | .x < 0 or .y < 0 or .w < 1 or .h < 1 or .x + .w > 24) | "\(.title): outside the 24 columns"),
+    ($panels | range(length) as $i | range($i + 1; length) as $k | select(overlaps(.[$i].gridPos; .[$k].gridPos)) |
+     "\(.[$i].title) and \(.[$k].title) overlap"),
+    ($panels[] | select(.type != "row") |
+     select((.datasource.uid == "${datasource}" and (.fieldConfig.defaults.unit | length) > 0 and (.targets | length) > 0 and
+             (.description | length) > 0 and
+             (.targets | all((.expr | length) > 0 and (.refId | length) > 0 and .datasource.uid == "${datasource}") and
+              (map(.refId) | length == (unique | length)))) | not) |
+     "\(.title): no unit, description, data source or expression, or two expressions of one name"),
+    (.panels | map(select(.type == "row")) | if length >= 5 then empty else "too few rows" end)
+  ] | .[]' $dashboard >"$scratch/wrong" || { echo "$dashboard is no JSON that jq reads"; exit 1; }
+if [ -s "$scratch/wrong" ]; then echo "$dashboard:"; cat "$scratch/wrong"; exit 1; fi
 
 # ---- its expressions, read by promtool as rules
 jq -r '(.panels[] | recurse(.panels[]?) | .targets[]?.expr), .annotations.list[].expr' $dashboard >"$scratch/expressions"
@@ -57,7 +71,7 @@ promtool check rules "$scratch/expressions.yml" ||
 
 # ---- names: what is exported, shown, alerted on. A histogram's parts count as the histogram; a:b is a recorded name.
 names() { grep -oP '(?<![\w:])hone_[a-z_]+(?![\w:])' "$@" | sed -E 's/_(bucket|sum|count)$//' | sort -u; }
-grep -oP '"\Khone_[a-z_]+(?=")' server/metrics.cc | sort -u >"$scratch/exported"
+grep -ohP '"\Khone_[a-z_]+(?=")' server/metrics.cc server/card_metrics.cc | sort -u >"$scratch/exported"
 names <(cat "$scratch/expressions"; jq -r '.templating.list[].definition // empty' $dashboard) >"$scratch/shown"
 names <(sed -E 's/^ *#.*//; /^groups:|- name:/d' $rules) >"$scratch/ruled"
 sed -E 's/ *#.*//; /^$/d' tests/deploy/dashboard_unused.txt | sort -u >"$scratch/unused"

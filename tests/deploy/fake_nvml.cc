@@ -1,7 +1,10 @@
-// A stand-in for the driver's libnvidia-ml.so.1 with one card that nobody uses, so that the card's series can be seen
+// A stand-in for the driver's libnvidia-ml.so.1 with one card that draws 30 W and on which the process with id 1 holds
+// memory, so that the card's series can be seen
 // on a machine without one (dashboard_live.sh). While the file "driver-gone" is in the working directory it answers
 // nothing. Signatures as in NVIDIA's NVML reference; only what proto/base/nvml.cc asks for. Not a test of any figure.
 #include <unistd.h>
+
+#include <chrono>
 #include <cstdio>
 
 namespace {
@@ -16,6 +19,11 @@ extern "C" {
 
 struct FakeMemory {
   unsigned long long total, free, used;
+};
+struct FakeProcess {
+  unsigned int pid;
+  unsigned long long bytes;
+  unsigned int gpu_instance, compute_instance;
 };
 struct FakeUtilization {
   unsigned int gpu, memory;
@@ -43,6 +51,23 @@ int nvmlDeviceGetMemoryInfo(void*, FakeMemory* memory) {
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(void*, unsigned int* count, void*) {
   *count = 0;
+  return Answer();
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(void*, unsigned int* count, FakeProcess* processes) {
+  if (*count < 1) return kInvalidArgument;
+  *count = 1;
+  processes[0] = {1, 512ull << 20, 0, 0};
+  return Answer();
+}
+int nvmlDeviceGetTotalEnergyConsumption(void*, unsigned long long* millijoules) {
+  using std::chrono::milliseconds;
+  const auto up = std::chrono::steady_clock::now().time_since_epoch();
+  *millijoules = static_cast<unsigned long long>(std::chrono::duration_cast<milliseconds>(up).count()) * 30;
+  return Answer();
+}
+int nvmlDeviceGetCurrentClocksEventReasons(void*, unsigned long long* reasons) {
+  constexpr unsigned long long kIdle = 1, kPowerCap = 4;
+  *reasons = kIdle | kPowerCap;
   return Answer();
 }
 int nvmlDeviceGetTemperature(void*, int, unsigned int* celsius) {
