@@ -12,8 +12,8 @@
 //   plan-sleep=MS  planning takes that long
 //   big-plan       a plan of 2^60 bytes that "fits"
 //   deaf           does not hear that it is to stop
-//   cuda=N         Done with a CUDA error after step N; cuda-lost=N: with one that says the device is gone, once
-//   card=N         a plan of N bytes on a card
+//   cuda=N         Done with a CUDA error after step N, then a process that does not end with linger; cuda-lost=N: with one that says the device is gone, once
+//   card=N         a plan of N bytes on a card, of which the driver then counts N
 //   pinned=N       the plan page-locks N bytes of host memory
 //   memory-taken=N the first N attempts end while starting for want of memory that a plan had counted on
 //   say=N          N bytes to stderr (the log) at each step
@@ -169,6 +169,7 @@ void Misbehave(const v1::Run& run, const Script& script, uint64_t step) {
   const std::string lost = run.output_dir() + "/lost";
   if (script.Number("cuda", 0) == step) {
     SendDone(13, "gemm: cudaErrorIllegalAddress: an illegal memory access was encountered");
+    if (script.Has("linger")) Sleep(60000);
     _exit(1);
   }
   if (script.Number("cuda-lost", 0) == step && access(lost.c_str(), F_OK) != 0) {
@@ -228,6 +229,11 @@ void Train(const v1::Run& run, const Script& script) {
   arena->set_name("weights");
   arena->set_planned_bytes(1000);
   arena->set_actual_bytes(900);
+  if (const uint64_t bytes = script.Number("card", 0); bytes > 0) {
+    memory.mutable_memory()->set_planned_bytes(bytes);
+    memory.mutable_memory()->set_process_bytes(bytes);
+    memory.mutable_memory()->set_pinned_bytes(script.Number("pinned", 0));
+  }
   Send(memory);
   SendProgress(v1::PHASE_TRAINING);
   std::ofstream log(run.output_dir() + "/steps.jsonl", std::ios::app);
