@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 
@@ -34,6 +35,9 @@ class Backend {
   // EndWarmUp nothing is allocated or loaded any more for shapes that were seen.
   virtual void BeginWarmUp() {}
   virtual void EndWarmUp() {}
+  // Tests alone: does what nobody may, so that what uses the backend next meets an error that stays (CUDA: a kernel
+  // writes where nothing is mapped). An error where a backend has no such thing.
+  virtual absl::Status BreakForTests() { return absl::UnimplementedError("this backend has no error that stays"); }
 };
 
 struct CpuOptions {

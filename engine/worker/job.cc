@@ -273,6 +273,19 @@ absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& o
   return plan;
 }
 
+absl::StatusOr<std::optional<InjectedFault>> ParseInjectedFault(const std::string& flag) {
+  if (flag.empty()) return std::nullopt;
+  const size_t colon = flag.rfind(':');
+  InjectedFault fault;
+  fault.job = flag.substr(0, colon);
+  char* end = nullptr;
+  if (colon != std::string::npos) fault.step = std::strtoll(flag.c_str() + colon + 1, &end, 10);
+  if (fault.job.empty() || fault.step < 1 || *end != '\0') {
+    return InvalidArgument("--inject-fault: expected JOBNAME:STEP with a step of 1 or more, got '", flag, "'");
+  }
+  return fault;
+}
+
 absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOptions& options, TrainEvents& events) {
   HONE_ASSIGN_OR_RETURN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(options.output_dir));
   HONE_RETURN_IF_ERROR(ClaimFolder(options.output_dir, run));
@@ -286,6 +299,13 @@ absl::StatusOr<TrainJobResult> TrainJob(const PreparedRun& run, const TrainJobOp
   request.output_dir = options.output_dir;
   request.reference_cache_dir = options.reference_cache_dir;
   request.save_gradients = options.save_gradients;
+  if (options.fault.has_value() && options.fault->job == run.spec.name()) {
+    request.overwrite_gradients_for_tests = [step = options.fault->step, &backend](int64_t batch, std::span<float>) {
+      if (batch + 1 != step) return;
+      const absl::Status broken = backend->BreakForTests();
+      HONE_CHECK(broken.ok(), "--inject-fault: ", broken.message());
+    };
+  }
   TrainJobResult result;
   HONE_ASSIGN_OR_RETURN(const TrainOutcome outcome, Train(request, *backend, events));
   result.last_step = outcome.last_step;

@@ -34,6 +34,14 @@ struct PlanJobOptions {
 };
 absl::StatusOr<v1::Plan> PlanJob(const PreparedRun& run, const PlanJobOptions& options);
 
+// Tests alone: `honed-worker ... --inject-fault JOBNAME:STEP` breaks the device (Backend::BreakForTests) in that step
+// of the job of that name. The daemon never gives it: a test's worker program is a script that does.
+struct InjectedFault {
+  std::string job;
+  int64_t step = 0;  // 1 is the first
+};
+absl::StatusOr<std::optional<InjectedFault>> ParseInjectedFault(const std::string& flag);  // empty: none
+
 struct TrainJobOptions {
   std::string output_dir;
   std::optional<v1::Plan> plan;     // else that of output_dir, else a new one, which is emitted
@@ -41,6 +49,7 @@ struct TrainJobOptions {
   int64_t save_gradients = 0;
   uint64_t budget_bytes = 0;  // 0: what is free
   int threads = 0;
+  std::optional<InjectedFault> fault;
 };
 
 struct TrainJobResult {

@@ -114,7 +114,7 @@ void SendReport(Channel& channel, const nlohmann::ordered_json& report) {
   channel.Send(message);
 }
 
-absl::Status RunTrain(const v1::Assign& assign, Channel& channel, v1::Done& done) {
+absl::Status RunTrain(const v1::Assign& assign, const std::string& fault, Channel& channel, v1::Done& done) {
   const v1::Run& run = assign.runs(0);
   HONE_ASSIGN_OR_RETURN(const PreparedRun prepared, PrepareJob(run.spec(), {}));
   for (const std::string& advice : Advice(prepared.spec)) {
@@ -128,6 +128,7 @@ absl::Status RunTrain(const v1::Assign& assign, Channel& channel, v1::Done& done
   if (run.has_plan()) options.plan = run.plan();
   options.budget_bytes = assign.memory_budget_bytes();
   options.threads = static_cast<int>(assign.threads());
+  HONE_ASSIGN_OR_RETURN(options.fault, ParseInjectedFault(fault));
   ChannelEvents events(channel);
   HONE_ASSIGN_OR_RETURN(const TrainJobResult result, TrainJob(prepared, options, events));
   done.set_cancelled(result.stopped);
@@ -185,12 +186,12 @@ absl::Status RunExport(const v1::Assign& assign, Channel& channel) {
   return absl::OkStatus();
 }
 
-absl::Status RunVerb(const v1::Assign& assign, Channel& channel, v1::Done& done) {
+absl::Status RunVerb(const v1::Assign& assign, const std::string& fault, Channel& channel, v1::Done& done) {
   if (assign.runs_size() != 1)
     return Unimplemented("runs: exactly one run an assignment so far, got ", assign.runs_size());
   switch (assign.verb()) {
     case v1::VERB_TRAIN:
-      return RunTrain(assign, channel, done);
+      return RunTrain(assign, fault, channel, done);
     case v1::VERB_PLAN:
     case v1::VERB_VALIDATE:
       return RunPlan(assign, channel);
@@ -210,7 +211,7 @@ absl::Status RunVerb(const v1::Assign& assign, Channel& channel, v1::Done& done)
 
 }  // namespace
 
-int Serve(int fd) {
+int Serve(int fd, const std::string& fault) {
   Channel channel(fd);
   const auto assign = channel.ReadAssign();
   if (!assign.ok()) return 1;
@@ -225,7 +226,7 @@ int Serve(int fd) {
   v1::Done& done = *message.mutable_done();
   absl::Status status;
   try {
-    status = RunVerb(*assign, channel, done);
+    status = RunVerb(*assign, fault, channel, done);
   } catch (const std::exception& error) {  // an invariant, or the host out of memory: this job ends, not the daemon
     status = Internal(error.what());
   }

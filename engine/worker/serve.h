@@ -3,9 +3,11 @@
 // closing means: stop.
 #pragma once
 
+#include <string>
+
 namespace hone {
 
-// Returns the process's exit code.
-int Serve(int fd);
+// Returns the process's exit code. `fault`: ParseInjectedFault, tests alone.
+int Serve(int fd, const std::string& fault = "");
 
 }  // namespace hone

@@ -28,7 +28,7 @@ absl::StatusOr<PreparedRun> PrepareSpec(const std::string& path, const DeviceFla
 }
 
 struct JobFlags {
-  std::string spec, output, plan_device;
+  std::string spec, output, plan_device, fault;
   std::vector<std::string> sets;
   int64_t save_gradients = 0;
   DeviceFlags device;
@@ -71,6 +71,9 @@ int TrainVerb(const JobFlags& flags) {
   options.output_dir = flags.output;
   options.save_gradients = flags.save_gradients;
   options.threads = flags.device.threads;
+  auto fault = ParseInjectedFault(flags.fault);
+  if (!fault.ok()) return Fail(fault.status());
+  options.fault = *fault;
   PrintedEvents events;
   const auto result = TrainJob(*run, options, events);
   if (!result.ok()) return Fail(result.status());
@@ -112,13 +115,16 @@ void AddJobVerbs(CLI::App& app, int* exit_code) {
     verb->add_option("--output", flags->output, "Folder for checkpoints, adapter and exports")->required();
     verb->add_option("--save-gradients", flags->save_gradients,
                      "Write the initial adapter and the gradients of the first N steps");
+    verb->add_option("--inject-fault", flags->fault)->group("");  // tests alone
     verb->callback([=] { *exit_code = TrainVerb(*flags); });
   }
   {
     auto fd = std::make_shared<int>(3);
     CLI::App* verb = app.add_subcommand("serve", "Work for the daemon over an inherited socket");
+    auto fault = std::make_shared<std::string>();
     verb->add_option("--fd", *fd, "The socket's descriptor");
-    verb->callback([=] { *exit_code = Serve(*fd); });
+    verb->add_option("--inject-fault", *fault)->group("");  // tests alone
+    verb->callback([=] { *exit_code = Serve(*fd, *fault); });
   }
 }
 

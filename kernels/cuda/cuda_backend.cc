@@ -9,6 +9,7 @@
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/pinned.h"
 #include "kernels/cuda/probe.h"
 #include "proto/base/nvml.h"
 #include "proto/base/status.h"
@@ -45,18 +46,6 @@ struct StreamDeleter {
   void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
 };
 using Stream = std::unique_ptr<CUstream_st, StreamDeleter>;
-
-class PinnedBlock : public MemoryBlock {
- public:
-  PinnedBlock(void* data, uint64_t size) : data_(data), size_(size) {}
-  ~PinnedBlock() override { cudaFreeHost(data_); }
-  void* data() const override { return data_; }
-  uint64_t size() const override { return size_; }
-
- private:
-  void* data_;
-  uint64_t size_;
-};
 
 // This process's memory on the card by the driver's account: its own entry, or, where the driver lists processes by ids
 // that are not ours (containers), what the card's use has grown by since before the context was made.
@@ -103,6 +92,10 @@ class CudaBackend : public Backend {
   Ops& ops() override { return ops_; }
   void BeginWarmUp() override { ops_.gemm().BeginWarmUp(); }
   void EndWarmUp() override { ops_.gemm().EndWarmUp(); }
+  absl::Status BreakForTests() override {
+    cuda::LaunchIllegalWrite(stream_.get());
+    return absl::OkStatus();
+  }
   std::string name() const override { return name_; }
   std::string driver() const override { return account_.driver(); }
   uint64_t ProcessBytes() const override { return account_.ProcessBytes(); }
@@ -112,12 +105,7 @@ class CudaBackend : public Backend {
   }
   absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) override { return ReserveOnCard(bytes); }
   absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) override {
-    void* data = nullptr;
-    const cudaError_t error = cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocDefault);
-    if (error == cudaSuccess) return std::make_unique<PinnedBlock>(data, bytes);
-    cudaGetLastError();
-    return ResourceExhausted("page-locking ", bytes, " bytes of host memory: ", Describe(error),
-                             "; free memory, or raise the limit of locked memory (ulimit -l)");
+    return cuda::ReservePinned(bytes);
   }
 
  private:
