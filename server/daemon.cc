@@ -129,6 +129,12 @@ absl::Status Daemon::Open() {
       return cards.empty() ? std::nullopt : std::make_optional(cards.front());  // workers use the first
     };
   }
+  if (!options_.scheduler.foreign) {
+    options_.scheduler.foreign = [this] {
+      std::vector<CardDetail> details = cards_.ReadDetails();
+      return details.empty() ? std::vector<ForeignProcess>() : std::move(details.front().foreign);
+    };
+  }
   scheduler_ = std::make_unique<Scheduler>(runner, options_.scheduler);
   // Plans are held against all memory but a tenth: what else runs now need not run when the job's turn comes. What is
   // free then is checked then.
@@ -147,6 +153,7 @@ absl::Status Daemon::Open() {
   context_.layout = &layout_;
   context_.store = store_.get();
   context_.hub = &hub_;
+  context_.readers = &readers_;
   context_.metrics = &metrics_;
   context_.scheduler = scheduler_.get();
   context_.admission = admission_.get();
@@ -232,6 +239,7 @@ void Daemon::Tick() {
     metrics_.SetQueueAge(since->has_value() ? std::max(0.0, static_cast<double>(NowMicros() - **since) * 1e-6) : 0);
   }
   hub_.CheckAll();
+  readers_.CheckAll();
   RunRetention();
   if (store_->broken() && server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(false);
 }

@@ -25,6 +25,8 @@ namespace {
 using std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kTick(1000);
 constexpr std::chrono::milliseconds kExitGrace(10000);
+// After an error nothing is left to be written, and a driver may take long to clear a broken context away.
+constexpr std::chrono::milliseconds kExitGraceAfterError(2000);
 constexpr std::chrono::milliseconds kLockPatience(10000);
 constexpr size_t kMaxText = 4096;
 constexpr int kMaxWarnings = 200;  // durable events of one attempt
@@ -97,7 +99,10 @@ absl::Status JobRunner::Start() {
   HONE_RETURN_IF_ERROR(context_.store->Update(job_id_, {v1::QUEUED}, update));
   started_ = true;
   context_.metrics->StartJob(job_);
-  if (attempt_ > 1) context_.metrics->WorkerRestart(job_id_);
+  if (attempt_ > 1) {
+    const std::string& before = job_.attempts(static_cast<int>(attempt_) - 2).exit();
+    if (before == "crashed" || before == "hung") context_.metrics->WorkerRestart(job_id_);
+  }
   steps_ = std::fopen(context_.layout->Steps(job_id_, attempt_).c_str(), "ae");
 
   WorkerOptions options;
@@ -146,7 +151,9 @@ void JobRunner::Follow() {
     }
   }
   // After Done, or the end of the channel, the worker has nothing more to say.
-  const WorkerExit exit = worker_->Wait(problem.empty() ? kExitGrace : std::chrono::milliseconds(0));
+  const bool error = done_.has_value() && done_->code() != 0;
+  const auto grace = error ? kExitGraceAfterError : kExitGrace;
+  const WorkerExit exit = worker_->Wait(problem.empty() ? grace : std::chrono::milliseconds(0));
   if (!done_.has_value()) crash_ = problem.empty() ? exit.text : StrCat(exit.text, ": ", problem);
 }
 

@@ -52,6 +52,8 @@ struct RunnerOptions {
 
 // state_reason of a job whose memory somebody else took between plan and start; it waits in the queue.
 inline constexpr std::string_view kMemoryTaken = "MEMORY_TAKEN";
+// state_reason of a job whose turn it is and whose memory is not free.
+inline constexpr std::string_view kWaitsForMemory = "WAITS_FOR_MEMORY";
 // state_reason of a job that was moved aside; its PAUSING leads to QUEUED.
 inline constexpr std::string_view kPreempted = "PREEMPTED";
 

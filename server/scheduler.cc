@@ -1,6 +1,7 @@
 #include "server/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -153,7 +154,7 @@ bool Scheduler::FitsNow(const QueuedJob& job) {
     const uint64_t unpromised = card->total_bytes > promised ? card->total_bytes - promised : 0;
     const uint64_t room = std::min(card->free_bytes, unpromised);
     if (job.plan.bytes().total() > room) {
-      SayItWaits(job, job.plan.bytes().total(), room, StrCat("of ", card->name));
+      SayItWaits(job, job.plan.bytes().total(), room, StrCat("of ", card->name), HoldersOf(*card));
       return false;
     }
   }
@@ -161,13 +162,44 @@ bool Scheduler::FitsNow(const QueuedJob& job) {
   return true;
 }
 
-void Scheduler::SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where) {
-  if (waiting_for_memory_ == job.id) return;
-  waiting_for_memory_ = job.id;
-  spdlog::warn("job {}: waits for memory {}: planned {} bytes, free {}", job.id, where, needed, free);
+std::string Scheduler::HoldersOf(const CardReading& card) const {
+  constexpr uint64_t kWorthSaying = uint64_t{256} << 20;  // below it is what a driver keeps for itself
+  uint64_t promised = 0;
+  size_t jobs = 0;
+  for (const auto& [id, running] : running_) {
+    promised += running.card_bytes;
+    if (running.on_card) ++jobs;
+  }
+  std::string text;
+  if (jobs > 0) text = StrCat("; ", promised >> 20, " MiB are promised to running jobs (", jobs, ")");
+  // Jobs that still load hold less than they were promised, so others hold at least this.
+  const uint64_t others = card.used_bytes > promised ? card.used_bytes - promised : 0;
+  if (others < kWorthSaying) return text;
+  text += StrCat("; other programs hold ", jobs > 0 ? "at least " : "", others >> 20, " MiB");
+  constexpr int kMostNamed = 3;
+  int named = 0;
+  for (const ForeignProcess& process : options_.foreign ? options_.foreign() : std::vector<ForeignProcess>()) {
+    if (process.command == "unknown") continue;  // its number says nothing here
+    if (++named > kMostNamed) break;
+    text +=
+        StrCat(named == 1 ? ": " : ", ", process.command, " (process ", process.pid, ") ", process.bytes >> 20, " MiB");
+  }
+  return text;
+}
+
+void Scheduler::SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where,
+                           const std::string& cause) {
+  // Figures change all the time; that is no news.
+  std::string now = job.id + where;
+  std::copy_if(cause.begin(), cause.end(), std::back_inserter(now), [](char c) { return c < '0' || c > '9'; });
+  if (waiting_for_memory_ == now) return;
+  waiting_for_memory_ = std::move(now);
+  const std::string text = StrCat("waits for memory ", where, ": the plan takes ", needed >> 20, " MiB, ", free >> 20,
+                                  " MiB are free", cause);
+  spdlog::warn("job {}: {}", job.id, text);
   JobUpdate update;
-  update.events.emplace_back().set_warning(
-      StrCat("waits for memory ", where, ": the plan takes ", needed >> 20, " MiB, ", free >> 20, " MiB are free"));
+  update.events.emplace_back().set_warning(ToValidUtf8(text, 1000));
+  update.because = {v1::QUEUED, std::string(kWaitsForMemory), ToValidUtf8(text, 1000)};
   (void)context_.store->Update(job.id, {v1::QUEUED}, update);
 }
 

@@ -30,8 +30,9 @@ struct SchedulerOptions {
   std::function<uint64_t()> free_memory;  // bytes; null: what the machine has available
   // The card that jobs run on; null, or nullopt: unknown, then it is the worker that finds out.
   std::function<std::optional<CardReading>()> card;
-  std::function<uint64_t()> free_disk;      // bytes of the state folder; null: what its file system says
-  std::function<absl::Status()> probe_gpu;  // whether the cards answer; null: ProbeGpu
+  std::function<std::vector<ForeignProcess>()> foreign;  // who else holds its memory, the largest first; null: unknown
+  std::function<uint64_t()> free_disk;                   // bytes of the state folder; null: what its file system says
+  std::function<absl::Status()> probe_gpu;               // whether the cards answer; null: ProbeGpu
   // How often jobs that are held for a resource are looked at; each time the same job is held again it waits twice as
   // long, up to hold_max.
   std::chrono::milliseconds hold_poll = std::chrono::seconds(2);
@@ -89,8 +90,11 @@ class Scheduler {
   // Starts the job at the head of the queue if it may run now.
   void StartNext();
   bool FitsNow(const QueuedJob& job);
-  // Says once that this job waits for memory.
-  void SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where);
+  // Says that this job waits for memory, once for each cause: an event, and the reason of its state (kWaitsForMemory).
+  void SayItWaits(const QueuedJob& job, uint64_t needed, uint64_t free, const std::string& where,
+                  const std::string& cause = "");
+  // Who holds a card's memory. With mutex_ held.
+  std::string HoldersOf(const CardReading& card) const;
   bool DiskHasRoom();
   // Moves aside the running job of lowest priority below this one's, if it allows that.
   void MakeRoomFor(const QueuedJob& job);
@@ -112,7 +116,7 @@ class Scheduler {
   std::map<std::string, Running> running_;
   std::map<std::string, std::chrono::steady_clock::time_point> not_before_;
   std::map<std::string, int> memory_waits_;  // how often in a row a job found its memory taken
-  std::string waiting_for_memory_;           // the job that was last said to wait
+  std::string waiting_for_memory_;           // the job that was last said to wait, and for what
   std::string problem_;
   std::map<std::string, Held> held_;      // the loop's own: how long a held job waits before the next look
   std::vector<std::string> held_forget_;  // ended: to be dropped from it

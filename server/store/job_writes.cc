@@ -174,6 +174,11 @@ absl::Status Store::InsertEvent(Row* row, uint32_t attempt, int64_t time_us, v1:
   return insert.Bind(row->id).Bind(static_cast<int64_t>(event.sequence())).BindBlob(event.SerializeAsString()).Run();
 }
 
+absl::Status Store::SetReason(const Row& row, const std::string& message) {
+  HONE_ASSIGN_OR_RETURN(Statement set, db_->Prepare("UPDATE jobs SET reason = ?, message = ? WHERE id = ?"));
+  return set.Bind(row.reason).Bind(message).Bind(row.id).Run();
+}
+
 absl::Status Store::ApplyUpdate(Row* row, const JobUpdate& update) {
   const int64_t now = NowMicros();
   HONE_RETURN_IF_ERROR(ApplyAttempt(row, update, now));
@@ -185,6 +190,10 @@ absl::Status Store::ApplyUpdate(Row* row, const JobUpdate& update) {
     HONE_RETURN_IF_ERROR(InsertEvent(row, row->attempt, now, event));
   }
   if (update.count_failure) ++row->failures;
+  if (update.because.has_value()) {
+    row->reason = update.because->reason;
+    HONE_RETURN_IF_ERROR(SetReason(*row, update.because->message));
+  }
   const v1::JobState before = row->state;
   std::vector<JobUpdate::Step> steps = update.states;
   if (update.drop_dependencies) row->blocked = 0;
@@ -205,8 +214,7 @@ absl::Status Store::ApplyUpdate(Row* row, const JobUpdate& update) {
     HONE_RETURN_IF_ERROR(InsertEvent(row, row->attempt, now, std::move(event)));
     row->state = step.to;
     row->reason = step.reason;
-    HONE_ASSIGN_OR_RETURN(Statement set, db_->Prepare("UPDATE jobs SET reason = ?, message = ? WHERE id = ?"));
-    HONE_RETURN_IF_ERROR(set.Bind(step.reason).Bind(step.message).Bind(row->id).Run());
+    HONE_RETURN_IF_ERROR(SetReason(*row, step.message));
   }
   HONE_ASSIGN_OR_RETURN(
       Statement set,

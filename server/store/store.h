@@ -63,6 +63,8 @@ struct JobUpdate {
   };
   std::vector<v1::JobEvent> events;  // `event` only; time, attempt and sequence are filled in. Before the states.
   std::vector<Step> states;
+  // Reason and message of the state it is in, which it stays in; no event. `to` is not used.
+  std::optional<Step> because;
   bool start_attempt = false;  // a new attempt; its number becomes the events' attempt
   std::optional<std::string> device;
   std::optional<AttemptEnd> end_attempt;
@@ -212,6 +214,7 @@ class Store {
   absl::Status InsertJob(const NewJob& job, const std::string& id);
   absl::Status InsertEvent(Row* row, uint32_t attempt, int64_t time_us, v1::JobEvent event);
   absl::Status ApplyUpdate(Row* row, const JobUpdate& update);
+  absl::Status SetReason(const Row& row, const std::string& message);
   absl::Status ApplyAttempt(Row* row, const JobUpdate& update, int64_t now);
   absl::Status ApplyRecords(Row* row, const JobUpdate& update);
 

@@ -1,7 +1,11 @@
 // The queue as its users meet it, with a fake worker: pause and resume, hold and release, dependencies, order, labels,
 // quotas, preemption, time limits, retries, the watchdog.
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <mutex>
 #include <set>
 
 #include "proto/base/file.h"
@@ -25,13 +29,17 @@ class QueueTest : public testing::Test {
     DaemonOptions options;
     options.state_dir = folder_ / "state";
     options.socket = folder_ / "s";
-    options.metrics_address = "off";
+    options.metrics_address = metrics_;
     options.worker_program = FAKE_WORKER;
     options.runner = runner_;
     options.scheduler.retry_delay = milliseconds(10);
     options.scheduler.hold_poll = milliseconds(50);
     options.scheduler.free_memory = [] { return uint64_t{1} << 40; };
-    options.scheduler.card = [this] { return card_; };
+    options.scheduler.card = [this] {
+      std::lock_guard lock(mutex_);
+      return card_;
+    };
+    options.scheduler.foreign = [this] { return foreign_; };
     options.scheduler.free_disk = [this] { return free_disk_.load(); };
     options.scheduler.probe_gpu = [this] {
       return gpu_healthy_ ? absl::OkStatus() : absl::UnavailableError("the GPU is lost");
@@ -68,6 +76,26 @@ class QueueTest : public testing::Test {
     EXPECT_TRUE(client_->Cancel(id, &job).ok());
     EXPECT_EQ(client_->Await(id).state(), v1::CANCELLED);
   }
+  // The value of the series without labels that Prometheus would be given; "" where there is none.
+  std::string Metric(const std::string& name) {
+    const std::string address = daemon_->metrics_address();
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+    EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+    std::string text;
+    char chunk[4096];
+    for (ssize_t got; (got = read(fd, chunk, sizeof(chunk))) > 0;) text.append(chunk, static_cast<size_t>(got));
+    close(fd);
+    const std::string line = "\n" + name + " ";
+    const size_t at = text.find(line);
+    if (at == std::string::npos) return "";
+    return text.substr(at + line.size(), text.find_first_of("\r\n", at + 1) - at - line.size());
+  }
   static RunnerOptions Quick() {
     RunnerOptions options;
     options.cancel_grace = milliseconds(300);
@@ -78,7 +106,10 @@ class QueueTest : public testing::Test {
   Folder folder_;
   RunnerOptions runner_ = Quick();
   RetentionOptions retention_;
+  std::mutex mutex_;  // guards card_ where a test changes it while the daemon runs
   std::optional<CardReading> card_;
+  std::vector<ForeignProcess> foreign_;
+  std::string metrics_ = "off";  // stopping its listener takes two seconds
   uint64_t max_jobs_ = 1000;
   std::atomic<uint64_t> free_disk_{uint64_t{1} << 40};
   std::atomic<bool> gpu_healthy_{true};
@@ -103,10 +134,48 @@ TEST_F(QueueTest, JobsThatFitACardTogetherRunTogetherAndTheNextWaits) {
     if (event.has_warning()) warning = event.warning();
     return warning.empty();
   });
-  EXPECT_EQ(warning, "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free");
+  const std::string expected =
+      "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free; 8192 MiB are promised to running "
+      "jobs (2)";
+  EXPECT_EQ(warning, expected);
+  EXPECT_EQ(client_->Get(third).state_reason(), "WAITS_FOR_MEMORY");
+  EXPECT_EQ(client_->Get(third).state_message(), expected);
   End(first);
   EXPECT_EQ(client_->Await(third).state(), v1::SUCCEEDED);
   End(second);
+}
+
+TEST_F(QueueTest, AJobWaitsWhileSomebodyElseHoldsItsMemoryAndSaysWho) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  const CardReading empty = {
+      .name = "NVIDIA Fake", .total_bytes = 10 * kGiB, .free_bytes = 9 * kGiB, .used_bytes = kGiB / 8};
+  const CardReading taken = {
+      .name = "NVIDIA Fake", .total_bytes = 10 * kGiB, .free_bytes = 2 * kGiB, .used_bytes = 8 * kGiB};
+  card_ = empty;
+  foreign_ = {{77, "python3", 7 * kGiB}, {78, "unknown", kGiB}};
+  Restart();
+  const std::string id = client_->MustCreate(Spec(StrCat("steps=20 sleep=10 save=1000 card=", 4 * kGiB)));
+  ASSERT_TRUE(client_->AwaitState(id, v1::RUNNING));
+  ASSERT_TRUE(client_->Pause(id).ok());
+  ASSERT_EQ(client_->Await(id).state(), v1::PAUSED);
+  const auto read = [this](const CardReading& card) {
+    std::lock_guard lock(mutex_);
+    card_ = card;
+  };
+  read(taken);
+  ASSERT_TRUE(client_->Resume(id).ok());
+  std::this_thread::sleep_for(milliseconds(300));
+  const v1::Job waiting = client_->Get(id);
+  EXPECT_EQ(waiting.state(), v1::QUEUED);
+  EXPECT_EQ(waiting.state_reason(), "WAITS_FOR_MEMORY");
+  EXPECT_EQ(waiting.state_message(),
+            "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free; other programs hold 8192 MiB: "
+            "python3 (process 77) 7168 MiB");
+  EXPECT_EQ(waiting.attempts_size(), 1);
+  read(empty);
+  const v1::Job done = client_->Await(id);
+  EXPECT_EQ(done.state(), v1::SUCCEEDED);
+  EXPECT_EQ(done.attempts_size(), 2);
 }
 
 TEST_F(QueueTest, PageLockedMemoryCountsOnceAgainstTheHost) {
@@ -427,13 +496,15 @@ TEST_F(WatchdogTest, AStoppedProcessIsEnded) {
 }
 
 TEST_F(QueueTest, ACudaErrorFailsItsJobAndTheNextOneStarts) {
-  const std::string bad = client_->MustCreate(Spec("cuda=2"));
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string bad = client_->MustCreate(Spec("cuda=2 linger"));  // the driver does not let go of the process
   const std::string next = client_->MustCreate(Spec("steps=1"));
   const v1::Job job = client_->Await(bad);
   EXPECT_EQ(job.state(), v1::FAILED);
   EXPECT_EQ(job.state_reason(), "DEVICE_ERROR");
   EXPECT_NE(job.state_message().find("cudaErrorIllegalAddress"), std::string::npos);
   EXPECT_EQ(client_->Await(next).state(), v1::SUCCEEDED);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
 }
 
 TEST_F(QueueTest, ALostDeviceHoldsTheJobUntilItAnswers) {
@@ -455,6 +526,21 @@ TEST_F(QueueTest, MemoryThatWasTakenIsWaitedForAndNotCounted) {
   const v1::Job job = client_->Get(id);
   ASSERT_EQ(job.attempts_size(), 6);  // more than a job has that crashes
   EXPECT_EQ(job.attempts(4).exit(), "memory-taken");
+}
+
+TEST_F(QueueTest, OnlyAWorkerThatCrashedCountsAsRestarted) {
+  metrics_ = "127.0.0.1:0";
+  Restart();
+  const std::string paused = client_->MustCreate(Spec("steps=30 sleep=10 save=1000"));
+  ASSERT_TRUE(client_->AwaitState(paused, v1::RUNNING));
+  ASSERT_TRUE(client_->Pause(paused).ok());
+  ASSERT_EQ(client_->Await(paused).state(), v1::PAUSED);
+  ASSERT_TRUE(client_->Resume(paused).ok());
+  ASSERT_EQ(client_->Await(paused).state(), v1::SUCCEEDED);
+  EXPECT_EQ(Metric("hone_worker_restarts_total"), "0");
+  const std::string crashed = client_->MustCreate(Spec("steps=4 crash=3"));
+  ASSERT_EQ(client_->Await(crashed).state(), v1::SUCCEEDED);
+  EXPECT_EQ(Metric("hone_worker_restarts_total"), "1");
 }
 
 TEST_F(QueueTest, AMissingModelHoldsTheJobUntilItIsBack) {
