@@ -15,6 +15,7 @@ struct BatchLimits {
   int64_t tokens = 0;      // packed rows
   int64_t logit_rows = 0;  // rows whose next token is asked for
   int64_t segments = 0;
+  int64_t backward_tokens = 0;  // rows of a launch that are not forward-only (PackedBatch::tail_rows); 0: as tokens
 };
 
 struct PackedBatch {
@@ -36,6 +37,9 @@ struct PackedBatch {
 
 // Appends one document on its own positions 0, 1, ...; returns its first row.
 int32_t AppendDocument(PackedBatch& batch, const int32_t* ids, int64_t count);
+// One as large as `limits`, of token 0; every logit row that is not forward-only is a row of its own where there are as
+// many.
+PackedBatch LargestBatch(const BatchLimits& limits);
 // Appends a completion that sees the rows [prefix0, prefix0 + prefix_len) before its own.
 int32_t AppendCompletion(PackedBatch& batch, const int32_t* ids, int64_t count, int32_t prefix0, int32_t prefix_len);
 

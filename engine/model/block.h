@@ -31,6 +31,13 @@ struct BlockActivations {
   Tensor h;        // act [T, F + R]       input of down
 };
 
+// All but x_in.
+inline constexpr Tensor BlockActivations::*kKeptTensors[] = {
+    &BlockActivations::n1,     &BlockActivations::rstd1,  &BlockActivations::qkv,   &BlockActivations::qk,
+    &BlockActivations::q_rstd, &BlockActivations::k_rstd, &BlockActivations::attn,  &BlockActivations::lse,
+    &BlockActivations::x_mid,  &BlockActivations::n2,     &BlockActivations::rstd2, &BlockActivations::gate_up,
+    &BlockActivations::h};
+
 // Where keys and values of earlier tokens lie, for generation.
 struct CacheSlot {
   Tensor k, v;  // act [cache rows, Nk]

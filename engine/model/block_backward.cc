@@ -8,10 +8,11 @@ namespace {
 
 // Of what a forward pass left, the rows [begin, begin + rows).
 BlockActivations RowsOf(BlockActivations a, int64_t begin, int64_t rows) {
-  for (Tensor* t : {&a.x_in, &a.n1, &a.rstd1, &a.qkv, &a.qk, &a.q_rstd, &a.k_rstd, &a.attn, &a.lse, &a.x_mid, &a.n2,
-                    &a.rstd2, &a.gate_up, &a.h}) {
-    if (!t->empty()) *t = t->Rows(begin, rows);
-  }
+  auto cut = [&](Tensor& t) {
+    if (!t.empty()) t = t.Rows(begin, rows);
+  };
+  cut(a.x_in);
+  for (const auto tensor : kKeptTensors) cut(a.*tensor);
   return a;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <set>
+#include <utility>
 
 #include "engine/model/kept_layers.h"
 #include "proto/base/status.h"
@@ -29,11 +31,32 @@ bool Decoder::NeedsRefresh(int64_t layer, AdapterMode mode) {
   return true;
 }
 
+// Rehearsing, layers that do what a lower one does are left out.
+std::vector<bool> Decoder::SkippedLayers() const {
+  std::vector<bool> skipped(config_.num_layers, false);
+  if (!rehearsing_) return skipped;
+  std::set<std::vector<int64_t>> seen;
+  const int64_t first = lora_ == nullptr ? 0 : lora_->layout->first_layer();
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const LayerLease weights = model_.Acquire(layer);
+    std::vector<int64_t> kind = {layer < first ? 1 : 0, layer > first ? 1 : 0, static_cast<int64_t>(LevelOf(layer))};
+    for (int group = 0; group < kGroupKinds; ++group) {
+      kind.push_back(weights->decoded[group].empty() ? 0 : 1);
+      kind.push_back(lora_ == nullptr ? 0 : lora_->layout->group(layer, static_cast<GroupKind>(group)).sum_r);
+    }
+    for (const WeightView& weight : weights->linear) kind.push_back(static_cast<int64_t>(weight.dtype));
+    skipped[layer] = !seen.insert(std::move(kind)).second;
+  }
+  return skipped;
+}
+
 // x [T, H] <- the residual stream after all layers; forward only, in place, one layer's activations at a time.
 void Decoder::RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x, KvCache* cache, Tensor cache_rows,
                                const Lora* stored, Arena& scratch) {
   ops_.EmbeddingRows(model_.embedding(), launch.ids, x);
+  const std::vector<bool> skipped = SkippedLayers();
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    if (skipped[layer]) continue;
     const LayerLease weights = model_.Acquire(layer);
     const CacheSlot slot = cache != nullptr ? CacheSlot{cache->k[layer], cache->v[layer], cache_rows} : CacheSlot{};
     BlockActivations a;
@@ -72,8 +95,8 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
   for (int64_t layer = 0; layer < layers; ++layer) keeping.levels.push_back(LevelOf(layer));
   keeping.hidden_size = h;
   keeping.backward_rows = backward.rows;
-  keeping.offload = options_.offload_inputs;
-  keeping.offload_from = options_.offload_from;
+  for (int64_t layer = 0; layer < layers; ++layer) keeping.on_host.push_back(OnHost(options_, layer));
+  keeping.transfers = !rehearsing_;
   KeptLayers kept(ops_, block_, launch, keeping, saved, arenas.pinned);
 
   // Layers under the first adapter need nothing later and run in place.
@@ -85,18 +108,23 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
     nothing.x_in = x;
     block_.Forward({layer, &*weights, &launch, AdapterMode::kOn}, nothing, x, scratch);
   }
+  const std::vector<bool> skipped = SkippedLayers();
   for (int64_t layer = first; layer < layers; ++layer) {
     const LayerLease weights = model_.Acquire(layer);
     const BlockActivations& a = kept.BeginForward(layer);
     x = kept.Input(layer + 1);
-    block_.Forward({layer, &*weights, &launch, AdapterMode::kOn, nullptr, NeedsRefresh(layer, AdapterMode::kOn)}, a, x,
-                   scratch);
+    if (skipped[layer]) {
+      ops_.Copy(a.x_in, x);
+    } else {
+      block_.Forward({layer, &*weights, &launch, AdapterMode::kOn, nullptr, NeedsRefresh(layer, AdapterMode::kOn)}, a,
+                     x, scratch);
+    }
     kept.EndForward(layer);
   }
 
   int64_t spare = 0;
   for (int64_t layer = first; layer < layers; ++layer) spare = std::max(spare, block_.OutputSpare(layer));
-  const Tensor dx_aug = scratch.AllocateTensor(act, launch.capacity, h + spare).Rows(0, backward.rows);
+  const Tensor dx_aug = backward.Buffer(scratch, act, h + spare);
   {
     ArenaScope head_scope(scratch);
     const Head::State head = head_.Forward(launch, x, true, scratch);
@@ -108,6 +136,7 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
   for (int64_t layer = layers - 1; layer >= first; --layer) {
     const LayerLease weights = model_.Acquire(layer);
     const BlockActivations& a = kept.BeginBackward(layer);
+    if (skipped[layer]) continue;
     block_.Backward({layer, &*weights, &backward, AdapterMode::kOn}, a, dx_aug, layer > first, scratch);
   }
 }

@@ -21,7 +21,7 @@ namespace hone {
 struct Arenas {
   Arena* saved = nullptr;
   Arena* scratch = nullptr;
-  Arena* pinned = nullptr;  // host; only with offload_inputs
+  Arena* pinned = nullptr;  // host; only where layers wait there
 };
 
 // Keys and values of earlier tokens, for generation: per layer act [rows, kv_heads * D].
@@ -53,6 +53,9 @@ class Decoder {
   // Weights that are kept decoded hold the adapter's values. Without this each forward pass puts them there; an owner
   // that gives a new number, above 0, whenever values have changed saves that.
   void SetAdapterVersion(int64_t version) { adapter_version_ = version; }
+  // While on, a pass computes one layer of each kind and moves nothing to the host and back: every kernel and every
+  // shape of product that a real one has, and a worthless result. For warming up.
+  void SetRehearsing(bool on) { rehearsing_ = on; }
 
   static KvCache AllocateCache(const Ops& ops, const DecoderConfig& config, int64_t rows, Arena& arena);
 
@@ -64,6 +67,7 @@ class Decoder {
   }
 
   bool NeedsRefresh(int64_t layer, AdapterMode mode);
+  std::vector<bool> SkippedLayers() const;
 
   Ops& ops_;
   const Model& model_;
@@ -72,6 +76,7 @@ class Decoder {
   DecoderOptions options_;
   Block block_;
   Head head_;
+  bool rehearsing_ = false;
   int64_t adapter_version_ = 0;
   std::vector<int64_t> refreshed_;  // by layer: the version that its kept weights hold
 };

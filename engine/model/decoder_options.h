@@ -17,6 +17,7 @@ struct DecoderOptions {
   // What layers of level offload_from or more recomputation keep waits in Arenas::pinned between forward and backward.
   bool offload_inputs = false;
   Recompute offload_from = Recompute::kBlock;
+  std::vector<bool> on_host;      // by layer, in place of the two above; empty: they say it
   int64_t head_chunk_rows = 256;  // rows of logits that exist at one time
   // Rows that gate, up and down compute at a time where gate and up are not kept; 0: all.
   int64_t mlp_chunk_rows = 0;
@@ -26,7 +27,15 @@ struct DecoderOptions {
   bool decode_apart = false;
 };
 
-// What a plan means by offload: the layers that recompute most wait on the host, and all of kBlock and kFull.
+// Whether what a layer keeps waits on the host.
+inline bool OnHost(const DecoderOptions& options, int64_t layer) {
+  if (!options.on_host.empty()) return options.on_host[layer];
+  const Recompute level = options.recompute.empty() ? Recompute::kNone : options.recompute[layer];
+  return options.offload_inputs && level >= options.offload_from;
+}
+
+// What a plan means by offload where it does not name layers: the layers that recompute most wait on the host, and all
+// of kBlock and kFull.
 inline Recompute OffloadFrom(const std::vector<Recompute>& levels) {
   Recompute most = Recompute::kNone;
   for (const Recompute level : levels) most = level > most ? level : most;

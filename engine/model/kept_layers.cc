@@ -6,111 +6,180 @@
 #include "proto/base/status.h"
 
 namespace hone {
+namespace {
+
+// Layers with gate and up on the host that are so many layers apart need but one buffer for them.
+constexpr int64_t kApart = 3;
+
+uint64_t Aligned(uint64_t bytes) { return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; }
+
+uint64_t RowBytes(const Tensor& t) { return static_cast<uint64_t>(t.pitch * BlockBytes(t.dtype)); }
+
+}  // namespace
 
 KeptLayers::KeptLayers(Ops& ops, const Block& block, const Launch& launch, Options options, Arena& saved, Arena* pinned)
     : ops_(ops), block_(block), launch_(launch), options_(std::move(options)), layers_(options_.levels.size()) {
   static_assert(kTransferSlots >= 4);
-  inputs_.slot = 0;
-  rests_.slot = 2;
-  LayOut(saved, pinned);
-}
-
-bool KeptLayers::Offloads(int64_t layer) const {
-  return options_.offload && options_.levels[layer] >= options_.offload_from;
-}
-
-Tensor KeptLayers::InputOf(int64_t ordinal) const {
-  return {inputs_.Buffer(ordinal), ops_.activation_dtype(), launch_.rows, options_.hidden_size, options_.hidden_size};
-}
-
-void KeptLayers::LayOut(Arena& saved, Arena* pinned) {
   const DType act = ops_.activation_dtype();
   const auto count = static_cast<int64_t>(layers_.size());
-  inputs_.bytes = launch_.capacity * options_.hidden_size * BlockBytes(act);
+  const Tensor input{nullptr, act, launch_.rows, options_.hidden_size, options_.hidden_size};
+  last_output_ = input;
   for (int64_t layer = options_.first; layer < count; ++layer) {
     Kept& kept = layers_[layer];
-    if (!Offloads(layer)) {
-      kept.activations = block_.Keep(layer, options_.levels[layer], launch_, saved);
-      kept.activations.x_in = launch_.Buffer(saved, act, options_.hidden_size);
-      continue;
+    Arena shapes = Arena::Dry("shapes");
+    kept.activations = block_.Keep(layer, options_.levels[layer], launch_, shapes);
+    kept.activations.x_in = input;
+    if (options_.on_host[layer]) ListHostLayer(layer);
+  }
+  LayOutRings(saved, pinned);
+  // Column by column: the forward-only rows of one layer lie where the next ones' rows will.
+  std::vector<Column> column;
+  auto lay_out = [&](const auto& tensor_of) {
+    column.clear();
+    for (int64_t layer = options_.first; layer < count; ++layer) {
+      Tensor* tensor = tensor_of(layers_[layer].activations);
+      if (!options_.on_host[layer] && (tensor->rows > 0)) column.push_back({tensor, RowBytes(*tensor)});
     }
-    HONE_CHECK(pinned != nullptr);
-    kept.input = inputs_.count();
-    inputs_.layers.push_back(layer);
-    kept.input_host = pinned->Allocate(inputs_.bytes);
-    Arena whole = Arena::Dry("rest");
-    block_.Keep(layer, options_.levels[layer], launch_, whole);
-    if (whole.used() == 0) continue;
-    kept.rest = rests_.count();
-    rests_.layers.push_back(layer);
-    kept.rest_host = pinned->Allocate(whole.used());
-    rests_.bytes = std::max(rests_.bytes, whole.used());
+  };
+  for (const auto member : kKeptTensors) {
+    lay_out([&](BlockActivations& a) { return &(a.*member); });
+    LayOutColumn(column, saved);
   }
-  if (inputs_.layers.empty()) {
-    last_output_ = launch_.Buffer(saved, act, options_.hidden_size);
-    return;
-  }
-  for (int i = 0; i < 2; ++i) {
-    inputs_.buffer[i] = saved.Allocate(inputs_.bytes);
-    rests_.buffer[i] = saved.Allocate(rests_.bytes);
-  }
-  for (int64_t layer = options_.first; layer < count; ++layer) LayOutRest(layer);
-  last_output_ = InputOf(inputs_.count());
+  lay_out([&](BlockActivations& a) { return &a.x_in; });
+  if (inputs_.layers.empty()) column.push_back({&last_output_, RowBytes(last_output_)});
+  LayOutColumn(column, saved);
 }
 
-// Only rows that this launch has are moved: what is kept lies as if they were all that buffers are laid out for.
-void KeptLayers::LayOutRest(int64_t layer) {
+// Gate and up, where they are kept: most of what is.
+Tensor* KeptLayers::Wide(Kept& kept) const {
+  return kept.activations.gate_up.empty() ? nullptr : &kept.activations.gate_up;
+}
+
+void KeptLayers::ListHostLayer(int64_t layer) {
   Kept& kept = layers_[layer];
-  if (kept.rest >= 0) {
-    Launch dense = launch_;
-    dense.capacity = launch_.rows;
-    Arena arena("rest", rests_.Buffer(kept.rest), rests_.bytes);
-    kept.activations = block_.Keep(layer, options_.levels[layer], dense, arena);
-    const auto words = static_cast<int64_t>(arena.used() / sizeof(float));
-    kept.rest_piece = {rests_.Buffer(kept.rest), DType::kF32, 1, words, words};
+  const auto capacity = static_cast<uint64_t>(launch_.capacity);
+  kept.input = inputs_.count();
+  inputs_.layers.push_back(layer);
+  inputs_.bytes = capacity * RowBytes(kept.activations.x_in);
+  if (const Tensor* wide = Wide(kept); wide != nullptr) {
+    kept.wide = wides_.count();
+    wides_.layers.push_back(layer);
+    wides_.bytes = std::max(wides_.bytes, capacity * RowBytes(*wide));
   }
-  if (kept.input >= 0) kept.activations.x_in = InputOf(kept.input);
+  uint64_t bytes = 0;
+  for (const auto member : kKeptTensors) {
+    const Tensor& t = kept.activations.*member;
+    if (!t.empty() && &t != Wide(kept)) bytes += Aligned(capacity * RowBytes(t));
+  }
+  if (bytes == 0) return;
+  kept.rest = rests_.count();
+  rests_.layers.push_back(layer);
+  rests_.bytes = std::max(rests_.bytes, bytes);
 }
 
-void KeptLayers::StartInput(const Kept& kept, bool fetch) {
-  const Tensor x = kept.activations.x_in.Rows(0, options_.backward_rows);
-  const int slot = inputs_.Slot(kept.input);
-  fetch ? ops_.StartFetch(kept.input_host, x, slot) : ops_.StartOffload(x, kept.input_host, slot);
+void KeptLayers::LayOutRings(Arena& saved, Arena* pinned) {
+  if (inputs_.layers.empty()) return;
+  HONE_CHECK(pinned != nullptr);
+  for (size_t i = 1; i < wides_.layers.size(); ++i) {
+    if (wides_.layers[i] - wides_.layers[i - 1] < kApart) wides_.size = 2;
+  }
+  for (Ring* ring : {&inputs_, &rests_, &wides_}) {
+    const int64_t used = ring == &inputs_ ? 2 : std::min(ring->size, ring->count());
+    for (int64_t i = 0; i < used; ++i) ring->buffer[i] = static_cast<char*>(saved.Allocate(ring->bytes));
+  }
+  for (const int64_t layer : inputs_.layers) LayOutHostLayer(layer, pinned);
+  last_output_.data = inputs_.Buffer(inputs_.count());
+  wide_here_ = std::max<int64_t>(0, wides_.count() - wides_.size);
+}
+
+void KeptLayers::LayOutHostLayer(int64_t layer, Arena* pinned) {
+  Kept& kept = layers_[layer];
+  const auto capacity = static_cast<uint64_t>(launch_.capacity);
+  const auto backward = static_cast<uint64_t>(launch_.backward_capacity);
+  auto piece = [&](Tensor& t, char* data, bool moves) {
+    t.data = data;
+    return Piece{t.Rows(0, options_.backward_rows), moves ? pinned->Allocate(backward * RowBytes(t)) : nullptr};
+  };
+  kept.input_piece = piece(kept.activations.x_in, inputs_.Buffer(kept.input), InputMoves(kept));
+  if (kept.wide >= 0) kept.wide_piece = piece(*Wide(kept), wides_.Buffer(kept.wide), WideMoves(kept));
+  if (kept.rest < 0) return;
+  char* at = rests_.Buffer(kept.rest);
+  for (const auto member : kKeptTensors) {
+    Tensor& t = kept.activations.*member;
+    if (t.rows == 0 || (kept.wide >= 0 && &t == &kept.activations.gate_up)) continue;
+    kept.rest_pieces.push_back(piece(t, at, RestMoves(kept)));
+    at += Aligned(capacity * RowBytes(t));
+  }
+}
+
+void KeptLayers::LayOutColumn(const std::vector<Column>& column, Arena& saved) {
+  // How far rows that are not to be kept reach beyond what is.
+  uint64_t kept_bytes = 0, reach = 0;
+  for (const Column& c : column) {
+    reach = std::max(reach, kept_bytes + static_cast<uint64_t>(launch_.capacity) * c.row_bytes);
+    kept_bytes += Aligned(static_cast<uint64_t>(launch_.backward_capacity) * c.row_bytes);
+  }
+  if (column.empty()) return;
+  auto* at = static_cast<char*>(saved.Allocate(std::max(reach, kept_bytes)));
+  for (const Column& c : column) {
+    c.tensor->data = at;
+    at += Aligned(static_cast<uint64_t>(launch_.backward_capacity) * c.row_bytes);
+  }
+}
+
+void KeptLayers::Start(const Piece& piece, bool fetch, int slot) {
+  if (!options_.transfers) return;
+  fetch ? ops_.StartFetch(piece.host, piece.tensor, slot) : ops_.StartOffload(piece.tensor, piece.host, slot);
 }
 
 void KeptLayers::StartRest(const Kept& kept, bool fetch) {
-  const int slot = rests_.Slot(kept.rest);
-  fetch ? ops_.StartFetch(kept.rest_host, kept.rest_piece, slot)
-        : ops_.StartOffload(kept.rest_piece, kept.rest_host, slot);
+  for (const Piece& piece : kept.rest_pieces) Start(piece, fetch, RestSlot(kept.rest));
 }
 
 Tensor KeptLayers::Input(int64_t layer) {
   const bool last = layer == static_cast<int64_t>(layers_.size());
   // Of the two buffers the last offloaded layer's input stays in one, and the last output takes the other.
   const int64_t ordinal = !last ? layers_[layer].input : inputs_.layers.empty() ? -1 : inputs_.count();
-  if (ordinal >= 2) ops_.FinishTransfer(inputs_.Slot(ordinal));  // the buffer's earlier owner must have left
+  if (ordinal >= 2) ops_.FinishTransfer(InputSlot(ordinal));  // the buffer's earlier owner must have left
   return last ? last_output_ : layers_[layer].activations.x_in;
 }
 
 const BlockActivations& KeptLayers::BeginForward(int64_t layer) {
   const Kept& kept = layers_[layer];
-  if (kept.rest >= 2) ops_.FinishTransfer(rests_.Slot(kept.rest));
-  if (kept.input >= 0 && kept.input + 1 < inputs_.count()) StartInput(kept, false);
+  if (kept.rest >= 2) ops_.FinishTransfer(RestSlot(kept.rest));
+  if (kept.wide >= wides_.size) {
+    // The earlier owner of the buffer; where it is two or more pieces back the line above has waited for it.
+    const Kept& before = layers_[wides_.layers[kept.wide - wides_.size]];
+    if (before.rest + 1 == kept.rest) ops_.FinishTransfer(RestSlot(before.rest));
+  }
+  if (InputMoves(kept)) Start(kept.input_piece, false, InputSlot(kept.input));
   return kept.activations;
 }
 
 void KeptLayers::EndForward(int64_t layer) {
   const Kept& kept = layers_[layer];
-  if (kept.rest >= 0 && kept.rest + 2 < rests_.count()) StartRest(kept, false);
+  if (RestMoves(kept)) StartRest(kept, false);
+  if (WideMoves(kept)) Start(kept.wide_piece, false, RestSlot(kept.rest));
+}
+
+// The next owner's gate and up, if the layer that had the buffer is above this one.
+void KeptLayers::FetchWide(int64_t layer) {
+  if (wide_here_ == 0 || wides_.layers[wide_here_ - 1 + wides_.size] <= layer) return;
+  const Kept& next = layers_[wides_.layers[--wide_here_]];
+  Start(next.wide_piece, true, RestSlot(next.rest));
 }
 
 const BlockActivations& KeptLayers::BeginBackward(int64_t layer) {
   const Kept& kept = layers_[layer];
-  if (kept.input >= 0 && kept.input + 1 < inputs_.count()) ops_.FinishTransfer(inputs_.Slot(kept.input));
-  if (kept.rest >= 0 && kept.rest + 2 < rests_.count()) ops_.FinishTransfer(rests_.Slot(kept.rest));
+  if (kept.wide >= 0 && kept.wide < wide_here_) FetchWide(layer);  // the layer just above it had the buffer
+  if (InputMoves(kept)) ops_.FinishTransfer(InputSlot(kept.input));
+  if (RestMoves(kept) || WideMoves(kept)) ops_.FinishTransfer(RestSlot(kept.rest));
   // The buffers that the layer before this one (in this order) used are free now.
-  if (kept.input > 0) StartInput(layers_[inputs_.layers[kept.input - 1]], true);
+  if (kept.input > 0) {
+    Start(layers_[inputs_.layers[kept.input - 1]].input_piece, true, InputSlot(kept.input - 1));
+  }
   if (kept.rest > 0 && kept.rest + 1 < rests_.count()) StartRest(layers_[rests_.layers[kept.rest - 1]], true);
+  FetchWide(layer);
   return kept.activations;
 }
 

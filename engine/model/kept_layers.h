@@ -1,6 +1,8 @@
 // What layers keep between the forward and the backward pass, and where it waits: in the saved arena, or in pinned host
-// memory. There each layer's input is one piece and what else it keeps another; the pieces of all layers pass through
-// two buffers on the device by turns, each transfer beside another layer's work. Not here: computing.
+// memory. There each layer's input is one piece, gate and up another, and what else it keeps a third. The pieces of all
+// layers pass through device buffers by turns (two of each, one for gate and up of layers well apart), each transfer
+// beside another layer's work. Rows that are forward-only are kept no longer than their layer runs. Not here:
+// computing.
 #pragma once
 
 #include <array>
@@ -19,12 +21,12 @@ class KeptLayers {
   struct Options {
     int64_t first = 0;              // lower layers keep nothing
     std::vector<Recompute> levels;  // of all layers
+    std::vector<bool> on_host;      // of all layers
     int64_t hidden_size = 0;
     int64_t backward_rows = 0;  // rows that the backward pass needs again
-    bool offload = false;
-    Recompute offload_from = Recompute::kBlock;  // levels below stay on the device
+    bool transfers = true;      // else what waits on the host is lost (a warm-up)
   };
-  // Lays everything out. pinned: only with offload.
+  // Lays everything out. pinned: only where a layer is on the host.
   KeptLayers(Ops& ops, const Block& block, const Launch& launch, Options options, Arena& saved, Arena* pinned);
 
   // act [T, H] for the input of a layer, or with the number of layers for the last one's output; in ascending order.
@@ -36,34 +38,53 @@ class KeptLayers {
   const BlockActivations& BeginBackward(int64_t layer);
 
  private:
-  // Two device buffers that a list of pieces shares.
+  // Device buffers that a list of pieces shares by turns. The last ones stay in them and are never moved.
   struct Ring {
-    std::array<void*, 2> buffer = {};
+    int64_t size;  // buffers, 1 or 2
+    std::array<char*, 2> buffer = {};
     std::vector<int64_t> layers;  // ordinal -> layer
     uint64_t bytes = 0;           // of the largest piece
-    int slot = 0;                 // of the first buffer's transfers
-    void* Buffer(int64_t ordinal) const { return buffer[ordinal % 2]; }
-    int Slot(int64_t ordinal) const { return slot + static_cast<int>(ordinal % 2); }
+    char* Buffer(int64_t ordinal) const { return buffer[ordinal % size]; }
     int64_t count() const { return static_cast<int64_t>(layers.size()); }
+  };
+  // One tensor on its way: its rows of the backward pass.
+  struct Piece {
+    Tensor tensor;
+    void* host = nullptr;
   };
   struct Kept {
     BlockActivations activations;
-    int64_t input = -1, rest = -1;  // ordinals in the rings; -1: not there
-    void *input_host = nullptr, *rest_host = nullptr;
-    Tensor rest_piece;  // all but the input, as plain words
+    int64_t input = -1, rest = -1, wide = -1;  // ordinals in the rings; -1: not there
+    Piece input_piece, wide_piece;
+    std::vector<Piece> rest_pieces;
   };
-  bool Offloads(int64_t layer) const;
-  void LayOut(Arena& saved, Arena* pinned);
-  void LayOutRest(int64_t layer);
-  Tensor InputOf(int64_t ordinal) const;
-  void StartInput(const Kept& kept, bool fetch);
+  // Tensors of one kind that stay on the device.
+  struct Column {
+    Tensor* tensor;
+    uint64_t row_bytes;
+  };
+  Tensor* Wide(Kept& kept) const;
+  void ListHostLayer(int64_t layer);
+  void LayOutRings(Arena& saved, Arena* pinned);
+  void LayOutHostLayer(int64_t layer, Arena* pinned);
+  void LayOutColumn(const std::vector<Column>& column, Arena& saved);
+  bool InputMoves(const Kept& kept) const { return kept.input >= 0 && kept.input + 1 < inputs_.count(); }
+  bool RestMoves(const Kept& kept) const { return kept.rest >= 0 && kept.rest + rests_.size < rests_.count(); }
+  bool WideMoves(const Kept& kept) const { return kept.wide >= 0 && kept.wide + wides_.size < wides_.count(); }
+  static int InputSlot(int64_t ordinal) { return static_cast<int>(ordinal % 2); }
+  // Gate and up go in their layer's slot, with the rest.
+  static int RestSlot(int64_t ordinal) { return 2 + static_cast<int>(ordinal % 2); }
+  void Start(const Piece& piece, bool fetch, int slot);
   void StartRest(const Kept& kept, bool fetch);
+  void FetchWide(int64_t layer);
 
   Ops& ops_;
   const Block& block_;
   const Launch& launch_;
   Options options_;
-  Ring inputs_, rests_;
+  // The last layer's output takes the buffer that the last input on the host is not in.
+  Ring inputs_{2}, rests_{2}, wides_{1};
+  int64_t wide_here_ = 0;  // lowest ordinal whose gate and up are in a buffer, or on their way there
   std::vector<Kept> layers_;
   Tensor last_output_;
 };

@@ -36,6 +36,8 @@ Launch MakeLaunch(Ops& ops, const PackedBatch& batch, const BatchLimits& limits,
   launch.tokens = batch.tokens();
   launch.rows = LaunchRows(launch.tokens, row_multiple);
   launch.capacity = LaunchRows(limits.tokens, row_multiple);
+  const int64_t backward_tokens = limits.backward_tokens > 0 ? limits.backward_tokens : limits.tokens;
+  launch.backward_capacity = std::min(launch.capacity, LaunchRows(backward_tokens, row_multiple));
   launch.logit_rows = static_cast<int64_t>(batch.logit_rows.size());
   launch.gradient_logits = launch.logit_rows - batch.tail_logits;
   launch.logit_capacity = RoundUp(limits.logit_rows, LogitMultiple(row_multiple));
@@ -76,8 +78,11 @@ Launch MakeLaunch(Ops& ops, const PackedBatch& batch, const BatchLimits& limits,
 }
 
 Launch BackwardPart(const Launch& launch, const PackedBatch& batch, int64_t row_multiple) {
-  if (batch.tail_rows == 0) return launch;
   Launch part = launch;
+  part.capacity = launch.backward_capacity;
+  HONE_CHECK(launch.tokens - batch.tail_rows <= part.capacity, launch.tokens - batch.tail_rows, " rows for ",
+             part.capacity);
+  if (batch.tail_rows == 0) return part;
   part.tokens = launch.tokens - batch.tail_rows;
   part.rows = std::min(launch.rows, LaunchRows(part.tokens, row_multiple));
   part.ids = launch.ids.Cols(0, part.rows);

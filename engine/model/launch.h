@@ -11,9 +11,10 @@
 namespace hone {
 
 struct Launch {
-  int64_t tokens = 0;    // rows that segments may name; the rest, up to `rows`, are null
-  int64_t rows = 0;      // rows that are computed
-  int64_t capacity = 0;  // rows that buffers are laid out for
+  int64_t tokens = 0;             // rows that segments may name; the rest, up to `rows`, are null
+  int64_t rows = 0;               // rows that are computed
+  int64_t capacity = 0;           // rows that buffers are laid out for
+  int64_t backward_capacity = 0;  // and those of the backward pass
   int64_t logit_rows = 0;
   int64_t gradient_logits = 0;  // the first so many of them have a gradient
   int64_t logit_capacity = 0;

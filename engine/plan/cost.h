@@ -11,9 +11,13 @@ namespace hone {
 struct StepCost {  // seconds
   double gemm = 0, attention = 0, decode = 0, elementwise = 0, head = 0, optimizer = 0;
   double launches = 0;  // gaps between launches, and what products too small to fill the card lose
-  double transfer = 0;  // over the link, beside the rest
+  double transfer = 0;  // over the link, beside the rest: half of it out, half of it back
+  // Of all but transfer, what runs while layers' pieces go out (a training launch's forward pass) and come back (its
+  // backward pass).
+  double beside_out = 0, beside_back = 0;
 
-  // Transfers run beside the computation; what they take beyond it is waited for.
+  double computing() const { return gemm + attention + decode + elementwise + head + optimizer + launches; }
+  // What transfers take beyond what runs beside them is waited for.
   double seconds() const;
   StepCost& operator+=(const StepCost& other);
   StepCost& operator*=(double factor);

@@ -10,18 +10,6 @@ namespace {
 // Of a step of more launches only some are run.
 constexpr size_t kMostLaunches = 48;
 
-// A launch that is as large as the limits.
-PackedBatch Largest(const BatchLimits& limits) {
-  PackedBatch batch;
-  const std::vector<int32_t> ids(limits.tokens, 0);
-  AppendDocument(batch, ids.data(), limits.tokens);
-  for (int64_t i = 0; i < limits.logit_rows; ++i) {
-    batch.logit_rows.push_back(static_cast<int32_t>(std::min(i, limits.tokens - 1)));
-    batch.targets.push_back(0);
-  }
-  return batch;
-}
-
 }  // namespace
 
 absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, const SessionOptions& options,
@@ -30,15 +18,22 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
   ArenaSet arenas = ArenaSet::Dry();
   arenas.context_bytes = target.context_bytes;
   HONE_ASSIGN_OR_RETURN(auto session, TrainSession::Create(*run.files, options, *ops, arenas));
-  auto no_coefficients = [](std::span<const float>, std::span<float>) {};
   std::vector<float> log_probs;
   auto forward = [&](const PackedBatch& batch) {
     log_probs.resize(batch.targets.size());
     session->LogProbs(batch, AdapterMode::kOn, log_probs);
   };
+  double beside_out = 0;  // of the forward passes of training launches
+  auto train = [&](const PackedBatch& batch) {
+    const double before = CostOf(ops->counts(), target.rates).computing();
+    session->ForwardBackward(batch, [&](std::span<const float>, std::span<float>) {
+      beside_out += CostOf(ops->counts(), target.rates).computing() - before;
+    });
+  };
   // Runs all or some of the batches; the cost of all.
   auto cost_of = [&](const std::vector<LaunchBatch>& batches, const auto& work) {
     ops->ResetCounts();
+    beside_out = 0;
     double all = 0, some = 0;
     for (size_t i = 0; i < batches.size(); ++i) {
       const auto tokens = static_cast<double>(batches[i].packed.tokens());
@@ -47,10 +42,13 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
       some += tokens;
       work(batches[i].packed);
     }
-    return some > 0 ? all / some * CostOf(ops->counts(), target.rates) : StepCost();
+    StepCost cost = CostOf(ops->counts(), target.rates);
+    cost.beside_out = beside_out;
+    cost.beside_back = cost.computing() - beside_out;
+    return some > 0 ? all / some * cost : StepCost();
   };
-  session->ForwardBackward(Largest(options.limits.train), no_coefficients);
-  if (options.limits.forward.tokens > 0) forward(Largest(options.limits.forward));
+  train(LargestBatch(options.limits.train));
+  if (options.limits.forward.tokens > 0) forward(LargestBatch(options.limits.forward));
   ops->ResetCounts();
   session->ZeroGradients();
   session->OptimizerStep(0, 0);
@@ -62,8 +60,7 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
   result.step = CostOf(ops->counts(), target.rates);
   const StepLaunches step = launches->FirstStep(plan);
   for (const LaunchBatch& batch : step.train) result.step_tokens += batch.example_tokens;
-  result.step +=
-      cost_of(step.train, [&](const PackedBatch& batch) { session->ForwardBackward(batch, no_coefficients); });
+  result.step += cost_of(step.train, train);
   result.step += cost_of(step.mismatched, forward);
   if (launches->reference_tokens() > 0) {
     std::vector<LaunchBatch> reference = launches->Reference(plan);

@@ -30,10 +30,15 @@ LaunchUse DryStep::Measure(const DecoderOptions& options, const std::function<vo
 }
 
 LaunchUse DryStep::Train(const DecoderOptions& options, const BatchLimits& limits, const PackedBatch& batch) {
-  return Measure(options, [&](Decoder& decoder) {
-    decoder.ForwardBackward(batch, limits, {&arenas_.saved, &arenas_.scratch, &arenas_.pinned},
-                            [](std::span<const float>, std::span<float>) {});
+  StepCost forward;
+  LaunchUse use = Measure(options, [&](Decoder& decoder) {
+    decoder.ForwardBackward(
+        batch, limits, {&arenas_.saved, &arenas_.scratch, &arenas_.pinned},
+        [&](std::span<const float>, std::span<float>) { forward = CostOf(ops_->counts(), rates_); });
   });
+  use.cost.beside_out = forward.computing();
+  use.cost.beside_back = use.cost.computing() - forward.computing();
+  return use;
 }
 
 LaunchUse DryStep::Forward(const DecoderOptions& options, const BatchLimits& limits, const PackedBatch& batch) {

@@ -78,9 +78,24 @@ RunLimits RunLaunches::Limits(const v1::Plan& plan, bool exact) const {
   if (sample) {
     const int64_t longest = run_.data.train.longest();
     limits.train.tokens = std::max(limits.train.tokens, longest);
+    limits.train.backward_tokens = std::max(limits.train.backward_tokens, longest);
     if (limits.forward.tokens > 0) limits.forward.tokens = std::max(limits.forward.tokens, longest);
   }
   return limits;
+}
+
+int64_t BackwardTokens(const PreparedRun& run, const v1::Plan& plan) {
+  const auto all = static_cast<int64_t>(plan.train_limits().tokens());
+  if (!run.needs.mismatched || !plan.packing() || plan.micro_batch_tokens() == 0) return all;
+  BatchOrder order = run.Order();
+  DataCursor cursor;
+  int64_t most = 0;
+  for (int64_t step = 0; step < run.batches(); ++step) {
+    for (const LaunchBatch& launch : LaunchesOf(run, plan, order.Next(&cursor)).train) {
+      most = std::max(most, launch.packed.tokens() - launch.packed.tail_rows);
+    }
+  }
+  return std::min(most, all);
 }
 
 StepLaunches RunLaunches::FirstStep(const v1::Plan& plan) const {
@@ -103,7 +118,7 @@ void ToProto(const BatchLimits& limits, v1::LaunchLimits* out) {
 
 BatchLimits FromProto(const v1::LaunchLimits& limits) {
   return {static_cast<int64_t>(limits.tokens()), static_cast<int64_t>(limits.logit_rows()),
-          static_cast<int64_t>(limits.segments())};
+          static_cast<int64_t>(limits.segments()), 0};
 }
 
 }  // namespace hone

@@ -43,6 +43,9 @@ class RunLaunches {
   bool sampled_ = false;
 };
 
+// Rows with a backward pass of the run's largest training launch: what a plan's limits leave open.
+int64_t BackwardTokens(const PreparedRun& run, const v1::Plan& plan);
+
 void ToProto(const BatchLimits& limits, v1::LaunchLimits* out);
 BatchLimits FromProto(const v1::LaunchLimits& limits);
 

@@ -8,7 +8,7 @@
 namespace hone {
 namespace {
 
-constexpr std::string_view kApart = " apart";
+constexpr std::string_view kApart = " apart", kHost = " host";
 
 absl::StatusOr<Recompute> LevelOf(std::string_view name) {
   for (const Recompute level : kRecomputeLevels) {
@@ -35,18 +35,18 @@ std::string_view RecomputeName(Recompute level) {
   FailInvariant(__FILE__, __LINE__, "recompute level", "");
 }
 
-std::string RecomputeText(const std::vector<Recompute>& levels, bool decode_apart) {
+std::string RecomputeText(const RecomputePlan& plan) {
+  const std::vector<Recompute>& levels = plan.levels;
   std::string text;
-  for (auto run = levels.begin(); run != levels.end();) {
-    const auto end = std::find_if(run, levels.end(), [&](Recompute level) { return level != *run; });
-    if (run == levels.begin() && end == levels.end()) {
-      text = RecomputeName(*run);
-    } else {
-      text += StrCat(text.empty() ? "" : ",", RecomputeName(*run), ":", end - run);
-    }
-    run = end;
+  for (size_t begin = 0, end = 0; begin < levels.size(); begin = end) {
+    auto like_first = [&](size_t layer) {
+      return levels[layer] == levels[begin] && plan.on_host[layer] == plan.on_host[begin];
+    };
+    for (end = begin + 1; end < levels.size() && like_first(end);) ++end;
+    text += StrCat(text.empty() ? "" : ",", RecomputeName(levels[begin]), plan.on_host[begin] ? kHost : "");
+    if (end - begin < levels.size()) text += StrCat(":", end - begin);
   }
-  return decode_apart ? text + std::string(kApart) : text;
+  return plan.decode_apart ? text + std::string(kApart) : text;
 }
 
 absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t layers) {
@@ -55,9 +55,16 @@ absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t laye
     plan.decode_apart = true;
     text.remove_suffix(kApart.size());
   }
+  auto add = [&](std::string_view kind, int64_t count) -> absl::Status {
+    const bool on_host = kind.ends_with(kHost);
+    if (on_host) kind.remove_suffix(kHost.size());
+    HONE_ASSIGN_OR_RETURN(const Recompute level, LevelOf(kind));
+    plan.levels.insert(plan.levels.end(), count, level);
+    plan.on_host.insert(plan.on_host.end(), count, on_host);
+    return absl::OkStatus();
+  };
   if (text.find(':') == std::string_view::npos) {
-    HONE_ASSIGN_OR_RETURN(const Recompute level, LevelOf(text));
-    plan.levels.assign(layers, level);
+    HONE_RETURN_IF_ERROR(add(text, layers));
     return plan;
   }
   while (!text.empty()) {
@@ -65,7 +72,6 @@ absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t laye
     text.remove_prefix(std::min(text.size(), run.size() + 1));
     const size_t colon = run.find(':');
     if (colon == std::string_view::npos) return InvalidArgument("plan.recompute: '", run, "' has no ':' and a count");
-    HONE_ASSIGN_OR_RETURN(const Recompute level, LevelOf(run.substr(0, colon)));
     int64_t count = 0;
     const std::string_view number = run.substr(colon + 1);
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), count);
@@ -73,7 +79,7 @@ absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t laye
     if (error != std::errc() || end != number.data() + number.size() || count < 1 || count > left) {
       return InvalidArgument("plan.recompute: '", run, "': expected a count of layers from 1 to ", left);
     }
-    plan.levels.insert(plan.levels.end(), count, level);
+    HONE_RETURN_IF_ERROR(add(run.substr(0, colon), count));
   }
   if (static_cast<int64_t>(plan.levels.size()) != layers) {
     return InvalidArgument("plan.recompute: ", plan.levels.size(), " layers, the model has ", layers);

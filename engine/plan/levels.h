@@ -1,5 +1,6 @@
-// Recomputation per layer as a plan writes it: "none", or runs of layers as "none:20,full:12". " apart" behind it:
-// weights are decoded for each use (DecoderOptions::decode_apart).
+// Recomputation per layer as a plan writes it: "none", or runs of layers as "none:20,full host:12". " host": what these
+// layers keep waits on the host. " apart" behind it all: weights are decoded for each use
+// (DecoderOptions::decode_apart).
 #pragma once
 
 #include <string>
@@ -15,12 +16,12 @@ inline constexpr Recompute kRecomputeLevels[] = {Recompute::kNone, Recompute::kA
                                                  Recompute::kBlock, Recompute::kFull};
 std::string_view RecomputeName(Recompute level);
 
-std::string RecomputeText(const std::vector<Recompute>& levels, bool decode_apart);
-
 struct RecomputePlan {
   std::vector<Recompute> levels;  // by layer
+  std::vector<bool> on_host;      // by layer
   bool decode_apart = false;
 };
+std::string RecomputeText(const RecomputePlan& plan);
 // InvalidArgument where the text names an unknown level or another number of layers.
 absl::StatusOr<RecomputePlan> ParseRecompute(std::string_view text, int64_t layers);
 

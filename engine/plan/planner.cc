@@ -102,10 +102,14 @@ absl::StatusOr<SessionOptions> OptionsFromPlan(const PreparedRun& run, const v1:
   options.decoder.decode_apart = recompute.decode_apart;
   options.decoder.offload_inputs = plan.offload_inputs();
   options.decoder.offload_from = OffloadFrom(options.decoder.recompute);
+  // Plans of before layers were named leave it to the levels.
+  const bool named = std::find(recompute.on_host.begin(), recompute.on_host.end(), true) != recompute.on_host.end();
+  if (named) options.decoder.on_host = std::move(recompute.on_host);
   options.decoder.head_chunk_rows = plan.head_chunk_rows();
   options.decoder.mlp_chunk_rows = plan.mlp_chunk_rows();
   options.decoder.row_multiple = std::max<int64_t>(1, plan.row_multiple());
   options.limits = {FromProto(plan.train_limits()), FromProto(plan.forward_limits())};
+  options.limits.train.backward_tokens = BackwardTokens(run, plan);
   return options;
 }
 

@@ -21,8 +21,21 @@ constexpr double kNear = 1.03;  // "within 3% of the fastest"
 
 bool KeepsGateUp(int level) { return kRecomputeLevels[level] <= Recompute::kActivation; }
 bool Offloads(int level) { return kRecomputeLevels[level] != Recompute::kNone; }
-// Of two kinds of layers, whether the first waits on the host too where the last does (OffloadFrom).
-bool OffloadsBoth(int first, int last) { return first == last || kRecomputeLevels[first] >= Recompute::kBlock; }
+
+// What layers can be: a level, and where what they keep waits.
+struct LayerKind {
+  int level = 0;
+  bool host = false;
+};
+bool WideOnHost(const LayerKind& kind) { return kind.host && KeepsGateUp(kind.level); }
+std::vector<LayerKind> LayerKinds(BackendKind backend) {
+  std::vector<LayerKind> kinds;
+  for (int level = 0; level < kLevels; ++level) {
+    kinds.push_back({level, false});
+    if (backend == BackendKind::kCuda && Offloads(level)) kinds.push_back({level, true});
+  }
+  return kinds;
+}
 
 // Few shapes of products where a card chooses an algorithm for each; more would cost null rows.
 int64_t RowMultiple(BackendKind backend, int64_t tokens) {
@@ -78,6 +91,7 @@ struct Search::Size {
   std::vector<HeadChunk> heads;
   std::array<StepCost, kLevels> decoded;  // of a step with all layers decoded, less one with none
   double train_factor = 0, forward_factor = 0;
+  uint64_t wide_bytes = 0;  // of a buffer for gate and up
 };
 
 struct Search::Pick {
@@ -85,9 +99,8 @@ struct Search::Pick {
   const Size::Variant* variant = nullptr;
   const Size::HeadChunk* head = nullptr;
   const Placement* placement = nullptr;
-  int first_level = 0, last_level = 0;
-  int64_t split = 0;  // so many of the layers that are trained have the first level
-  bool offload = false;
+  LayerKind first, last;
+  int64_t split = 0;  // so many of the layers that are trained are of the first kind
   uint64_t bytes = 0, pinned = 0;
   double seconds = std::numeric_limits<double>::infinity();
 };
@@ -140,6 +153,10 @@ Search::Size Search::Measure(uint32_t micro_batch_tokens) const {
   ToProto(limits.forward, base.mutable_forward_limits());
   base.set_row_multiple(static_cast<uint32_t>(RowMultiple(target_.backend, limits.train.tokens)));
 
+  size.wide_bytes =
+      static_cast<uint64_t>(LaunchRows(limits.train.tokens, base.row_multiple()) * 2 *
+                            run_.files->config().intermediate_size * BlockBytes(target_.activation_dtype));
+
   const StepLaunches step = launches_.FirstStep(base);
   const Sample train = SampleOf(step.train);
   // The forward passes' memory needs a launch even where a step has none.
@@ -158,8 +175,7 @@ Search::Size Search::Measure(uint32_t micro_batch_tokens) const {
   auto options = [&](int level, bool offload, const Pieces& pieces, int64_t head) {
     DecoderOptions out;
     out.recompute.assign(layers_, kRecomputeLevels[level]);
-    out.offload_inputs = offload;
-    out.offload_from = OffloadFrom(out.recompute);
+    out.on_host.assign(layers_, offload);
     out.head_chunk_rows = head;
     out.mlp_chunk_rows = pieces.mlp_chunk;
     out.decode_apart = pieces.decode_apart;
@@ -223,55 +239,63 @@ Search::Size Search::Measure(uint32_t micro_batch_tokens) const {
 template <typename Visit>
 void Search::ForEach(const Size& size, const Visit& visit) const {
   const int64_t trained = layers_ - first_;
+  const std::vector<LayerKind> kinds = LayerKinds(target_.backend);
   Pick pick;
   pick.size = &size;
   for (const Size::Variant& variant : size.variants) {
     pick.variant = &variant;
-    for (const bool offload : {false, true}) {
-      if (offload && target_.backend != BackendKind::kCuda) continue;
-      pick.offload = offload;
-      for (int a = 0; a < kLevels; ++a) {
-        for (int b = a; b < kLevels; ++b) {
-          if (offload && !Offloads(b)) continue;
-          if (variant.pieces.mlp_chunk != 0 && KeepsGateUp(b) && size.base.forward_limits().tokens() == 0) continue;
-          const bool first_offload = offload && OffloadsBoth(a, b);
-          const LaunchUse &first = variant.train[a][first_offload], &last = variant.train[b][offload];
-          pick.first_level = a;
-          pick.last_level = b;
-          // Uniform plans are those with a == b; a split leaves both kinds at least one layer.
-          for (int64_t split = a == b ? trained : 1; split <= (a == b ? trained : trained - 1); ++split) {
-            pick.split = split;
-            const double share = static_cast<double>(split) / static_cast<double>(trained);
-            // Buffers that layers on the host share do not shrink with their number.
-            const auto first_saved = static_cast<double>(first.saved), last_saved = static_cast<double>(last.saved);
-            const double saved = first_offload ? std::max(first_saved, last_saved)
-                                               : share * first_saved + (offload ? 1 : 1 - share) * last_saved;
-            const double pinned =
-                share * static_cast<double>(first.pinned) + (1 - share) * static_cast<double>(last.pinned);
-            const uint64_t scratch = std::max({first.scratch, last.scratch, variant.forward.scratch});
-            const StepCost launches = size.train_factor * (share * first.cost + (1 - share) * last.cost) +
-                                      size.forward_factor * variant.forward.cost + optimizer_;
-            const StepCost decoded = share * size.decoded[a] + (1 - share) * size.decoded[b];
-            for (const Placement& placement : placements_) {
-              if (placement.decoded_layers > 0 && variant.pieces.decode_apart) continue;
-              pick.placement = &placement;
-              pick.pinned = static_cast<uint64_t>(pinned) + placement.pinned;
-              if (target_.pinned_limit > 0 && pick.pinned > target_.pinned_limit) continue;
-              StepCost cost = launches;
-              if (placement.decoded_layers > 0) {
-                cost += static_cast<double>(placement.decoded_layers) / static_cast<double>(layers_) * decoded;
-              }
-              const uint64_t beside = placement.fixed + static_cast<uint64_t>(saved) + target_.context_bytes;
-              for (const Size::HeadChunk& head : size.heads) {
-                pick.head = &head;
-                pick.bytes = beside + std::max(scratch, head.scratch);
-                pick.seconds = (cost + head.more).seconds();
-                visit(pick);
-              }
-            }
-          }
+    for (size_t a = 0; a < kinds.size(); ++a) {
+      for (size_t b = a; b < kinds.size(); ++b) {
+        pick.first = kinds[a];
+        pick.last = kinds[b];
+        if (variant.pieces.mlp_chunk != 0 && KeepsGateUp(pick.last.level) && size.base.forward_limits().tokens() == 0) {
+          continue;
+        }
+        // Uniform plans are those with a == b; a split leaves both kinds at least one layer.
+        for (int64_t split = a == b ? trained : 1; split <= (a == b ? trained : trained - 1); ++split) {
+          pick.split = split;
+          ForEachPlacement(pick, visit);
         }
       }
+    }
+  }
+}
+
+template <typename Visit>
+void Search::ForEachPlacement(Pick pick, const Visit& visit) const {
+  const Size& size = *pick.size;
+  const Size::Variant& variant = *pick.variant;
+  const LaunchUse& first = variant.train[pick.first.level][pick.first.host];
+  const LaunchUse& last = variant.train[pick.last.level][pick.last.host];
+  const double share = static_cast<double>(pick.split) / static_cast<double>(layers_ - first_);
+  // Buffers that layers on the host share do not shrink with their number.
+  const auto first_saved = static_cast<double>(first.saved), last_saved = static_cast<double>(last.saved);
+  const double saved = pick.first.host && pick.last.host ? std::max(first_saved, last_saved)
+                                                         : (pick.first.host ? 1 : share) * first_saved +
+                                                               (pick.last.host ? 1 : 1 - share) * last_saved;
+  // Gate and up of layers far enough apart pass through one buffer, not two (KeptLayers).
+  const double wide_share = (WideOnHost(pick.first) ? share : 0) + (WideOnHost(pick.last) ? 1 - share : 0);
+  const double one_buffer = wide_share > 0 && wide_share <= 1.0 / 3 ? static_cast<double>(size.wide_bytes) : 0;
+  const double pinned = share * static_cast<double>(first.pinned) + (1 - share) * static_cast<double>(last.pinned);
+  const uint64_t scratch = std::max({first.scratch, last.scratch, variant.forward.scratch});
+  const StepCost launches = size.train_factor * (share * first.cost + (1 - share) * last.cost) +
+                            size.forward_factor * variant.forward.cost + optimizer_;
+  const StepCost decoded = share * size.decoded[pick.first.level] + (1 - share) * size.decoded[pick.last.level];
+  for (const Placement& placement : placements_) {
+    if (placement.decoded_layers > 0 && variant.pieces.decode_apart) continue;
+    pick.placement = &placement;
+    pick.pinned = static_cast<uint64_t>(pinned) + placement.pinned;
+    if (target_.pinned_limit > 0 && pick.pinned > target_.pinned_limit) continue;
+    StepCost cost = launches;
+    if (placement.decoded_layers > 0) {
+      cost += static_cast<double>(placement.decoded_layers) / static_cast<double>(layers_) * decoded;
+    }
+    const uint64_t beside = placement.fixed + static_cast<uint64_t>(saved - one_buffer) + target_.context_bytes;
+    for (const Size::HeadChunk& head : size.heads) {
+      pick.head = &head;
+      pick.bytes = beside + std::max(scratch, head.scratch);
+      pick.seconds = (cost + head.more).seconds();
+      visit(pick);
     }
   }
 }
@@ -281,18 +305,26 @@ Found Search::Describe(const Pick& pick) const {
   found.plan = pick.size->base;
   found.bytes = pick.bytes;
   found.step_seconds = pick.seconds;
-  std::vector<Recompute> levels(layers_, kRecomputeLevels[pick.last_level]);
-  std::fill(levels.begin(), levels.begin() + first_ + pick.split, kRecomputeLevels[pick.first_level]);
-  if (pick.offload && !OffloadsBoth(pick.first_level, pick.last_level)) {
-    // Layers on the host evenly among the others, which are what their transfers run beside.
-    const int64_t trained = layers_ - first_;
+  RecomputePlan recompute;
+  recompute.decode_apart = pick.variant->pieces.decode_apart;
+  auto add = [&](int64_t count, const LayerKind& kind) {
+    recompute.levels.insert(recompute.levels.end(), count, kRecomputeLevels[kind.level]);
+    recompute.on_host.insert(recompute.on_host.end(), count, kind.host);
+  };
+  add(first_, pick.last);
+  const int64_t trained = layers_ - first_;
+  if (!pick.first.host && !pick.last.host) {
+    add(pick.split, pick.first);
+    add(trained - pick.split, pick.last);
+  } else {
+    // Evenly among each other: transfers of one kind run beside the other.
     for (int64_t i = 0; i < trained; ++i) {
-      const bool stays = (i + 1) * pick.split / trained > i * pick.split / trained;
-      levels[first_ + i] = kRecomputeLevels[stays ? pick.first_level : pick.last_level];
+      add(1, (i + 1) * pick.split / trained > i * pick.split / trained ? pick.first : pick.last);
     }
   }
-  found.plan.set_recompute(RecomputeText(levels, pick.variant->pieces.decode_apart));
-  found.plan.set_offload_inputs(pick.offload);
+  const bool any_host = pick.first.host || pick.last.host;
+  found.plan.set_recompute(RecomputeText(recompute));
+  found.plan.set_offload_inputs(any_host);
   found.plan.set_embedding_on_host(pick.placement->embedding_on_host);
   found.plan.set_decoded_layers(static_cast<uint32_t>(pick.placement->decoded_layers));
   found.plan.set_mlp_chunk_rows(static_cast<uint32_t>(pick.variant->pieces.mlp_chunk));

@@ -41,6 +41,8 @@ class Search {
   Size Measure(uint32_t micro_batch_tokens) const;
   template <typename Visit>
   void ForEach(const Size& size, const Visit& visit) const;
+  template <typename Visit>
+  void ForEachPlacement(Pick pick, const Visit& visit) const;
   Found Describe(const Pick& pick) const;
 
   const PreparedRun& run_;

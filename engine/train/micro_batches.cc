@@ -198,7 +198,8 @@ std::vector<LaunchBatch> MakeForwardBatches(std::span<const Example* const> exam
 BatchLimits Cover(const BatchLimits& limits, const PackedBatch& batch) {
   return {std::max(limits.tokens, batch.tokens()),
           std::max(limits.logit_rows, static_cast<int64_t>(batch.logit_rows.size())),
-          std::max(limits.segments, static_cast<int64_t>(batch.segments.size()))};
+          std::max(limits.segments, static_cast<int64_t>(batch.segments.size())),
+          std::max(limits.backward_tokens, batch.tokens() - batch.tail_rows)};
 }
 
 }  // namespace hone

@@ -80,6 +80,7 @@ class TrainSession {
   std::vector<float> Download(Tensor flat);
   // After the first step the adapter's values change through Upload and OptimizerStep alone, or AdapterChanged says so.
   void Upload(std::span<const float> host, Tensor flat);
+  void SetRehearsing(bool on) { decoder_->SetRehearsing(on); }  // Decoder::SetRehearsing
   void AdapterChanged() { decoder_->SetAdapterVersion(++adapter_version_); }
   const Lora& lora() const { return lora_; }
   AdamWOptimizer& optimizer() { return *optimizer_; }

@@ -17,17 +17,14 @@ constexpr size_t kMostSizes = 16;  // of launches that are run
 // over it would cost as much as a step.
 constexpr int64_t kMostRows = 16384;
 
-// One document as large as the limits, up to kMostRows.
+// As large as the limits, up to kMostRows.
 PackedBatch Largest(BatchLimits limits, int64_t vocabulary) {
   limits.tokens = std::min(limits.tokens, kMostRows);
-  PackedBatch batch;
+  limits.logit_rows = std::min(limits.logit_rows, limits.tokens);
+  PackedBatch batch = LargestBatch(limits);
   // Values as a run's, not zeros: a card's power limit ranks the candidates of a product differently on those.
-  std::vector<int32_t> ids(limits.tokens);
-  for (int64_t i = 0; i < limits.tokens; ++i) ids[i] = static_cast<int32_t>(i * 7919 % vocabulary);
-  AppendDocument(batch, ids.data(), limits.tokens);
-  for (int64_t i = 0; i < limits.logit_rows && i < limits.tokens; ++i) {
-    batch.logit_rows.push_back(static_cast<int32_t>(i));
-    batch.targets.push_back(0);
+  for (size_t i = 0; i < batch.ids.size(); ++i) {
+    batch.ids[i] = static_cast<int32_t>(static_cast<int64_t>(i) * 7919 % vocabulary);
   }
   return batch;
 }
@@ -71,6 +68,7 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
   };
   reset();  // of what memory held before
   backend.BeginWarmUp();
+  session.SetRehearsing(true);
   std::vector<float> log_probs;
   for (const auto& [rows, batch] : train) {
     session.ForwardBackward(batch, [](std::span<const float>, std::span<float> coefficients) {
@@ -81,6 +79,7 @@ void WarmUp(const PreparedRun& run, const v1::Plan& plan, TrainSession& session,
     log_probs.resize(batch.targets.size());
     for (const AdapterMode mode : {AdapterMode::kOn, AdapterMode::kOff}) session.LogProbs(batch, mode, log_probs);
   }
+  session.SetRehearsing(false);
   session.OptimizerStep(0, 0);
   ops.Synchronize();
   backend.EndWarmUp();

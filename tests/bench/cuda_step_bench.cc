@@ -151,25 +151,16 @@ absl::Status Override(const Options& options, const PreparedRun& run, v1::Plan& 
   ArenaSet arenas = ArenaSet::Dry();
   arenas.context_bytes = plan.bytes().context();
   HONE_ASSIGN_OR_RETURN(auto session, TrainSession::Create(*run.files, session_options, *ops, arenas));
-  auto largest = [](const BatchLimits& limits) {
-    PackedBatch batch;
-    const std::vector<int32_t> ids(limits.tokens, 0);
-    AppendDocument(batch, ids.data(), limits.tokens);
-    for (int64_t i = 0; i < limits.logit_rows; ++i) {
-      batch.logit_rows.push_back(static_cast<int32_t>(std::min(i, limits.tokens - 1)));
-      batch.targets.push_back(0);
-    }
-    return batch;
-  };
-  session->ForwardBackward(largest(session_options.limits.train), [](auto, auto) {});
+  session->ForwardBackward(LargestBatch(session_options.limits.train), [](auto, auto) {});
   if (session_options.limits.forward.tokens > 0) {
-    const PackedBatch batch = largest(session_options.limits.forward);
+    const PackedBatch batch = LargestBatch(session_options.limits.forward);
     std::vector<float> log_probs(batch.targets.size());
     session->LogProbs(batch, AdapterMode::kOn, log_probs);
   }
   session->ZeroGradients();
   session->OptimizerStep(0, 0);
   *plan.mutable_bytes() = arenas.HighWater();
+  plan.set_pinned_bytes(arenas.PinnedHighWater());
   plan.set_reason("by hand");
   plan.set_fits(true);
   return absl::OkStatus();
@@ -183,6 +174,7 @@ class BenchEvents : public TrainEvents {
       : ops_(ops), backend_(backend), event_step_(event_step), start_(start) {}
   void Emit(const v1::FromWorker& event) override {
     if (event.has_memory()) memory = event.memory();
+    if (event.has_progress()) Log(event.progress());
     if (event.has_progress() && event.progress().phase() == v1::PHASE_TRAINING && load_seconds == 0)
       load_seconds = Since(start_);
     if (!event.has_step()) return;
@@ -195,6 +187,7 @@ class BenchEvents : public TrainEvents {
   }
   TrainControl Poll() override { return TrainControl::kContinue; }
 
+  std::string phases;  // "loading 0.8 s, ...": when each began
   std::vector<v1::StepRecord> steps;
   std::vector<OpRecord> records;
   v1::MemoryUse memory;
@@ -203,8 +196,20 @@ class BenchEvents : public TrainEvents {
   double load_seconds = 0, first_step_seconds = 0;
 
  private:
+  // Reading weights begins when memory has been reserved.
+  void Log(const v1::Progress& progress) {
+    std::string name = v1::Phase_Name(progress.phase());
+    if (progress.phase() == v1::PHASE_LOADING && progress.done() > 0) name = "weights being read";
+    if (name == last_phase_) return;
+    char text[64];
+    std::snprintf(text, sizeof(text), " %.2f s", Since(start_));
+    phases += StrCat(phases.empty() ? "" : ", ", name, text);
+    last_phase_ = name;
+  }
+
   TimedOps& ops_;
   Backend& backend_;
+  std::string last_phase_;
   int64_t event_step_;
   Clock::time_point start_;
 };
@@ -483,6 +488,7 @@ absl::Status Print(const Options& options, const PreparedRun& run, const v1::Pla
                 first.rewards_chosen(), first.rewards_rejected(), first.kl());
   }
   const double job_seconds = outcome.train_seconds + outcome.reference_seconds;
+  std::printf("phases began: %s\n", events.phases.c_str());
   std::printf("loaded %.1f s, first step ended at %.1f s; reference pass %.2f s; steps and reference %.0f tok/s\n",
               events.load_seconds, events.first_step_seconds, outcome.reference_seconds,
               static_cast<double>(outcome.tokens) / job_seconds);
@@ -572,7 +578,7 @@ int main(int argc, char** argv) {
   app.add_option("--optimizer", o.optimizer)->check(CLI::IsMember({"adamw", "adamw_8bit"}));
   app.add_option("--r", o.r);
   app.add_option("--steps", o.steps, "Timed steps")->check(CLI::PositiveNumber);
-  app.add_option("--warmup", o.warmup)->check(CLI::PositiveNumber);
+  app.add_option("--warmup", o.warmup, "Steps before them")->check(CLI::NonNegativeNumber);
   app.add_option("--budget-mib", o.budget_mib, "Most device memory the plan may take");
   app.add_option("--micro-batch", o.micro_batch, "Tokens a launch; default: the plan's");
   app.add_option("--seed", o.seed);

@@ -319,6 +319,13 @@ std::vector<Variant> MemoryVariants(const DecoderConfig& config) {
           o.decoder.offload_from = level;
         });
   }
+  add("gate and up of some layers offloaded", Recompute::kMlp, [&](SessionOptions& o) {
+    o.decoder.recompute.front() = o.decoder.recompute.back() = Recompute::kActivation;
+    o.decoder.on_host.assign(config.num_layers, true);
+  });
+  add("every other layer offloaded", Recompute::kActivation, [&](SessionOptions& o) {
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) o.decoder.on_host.push_back(layer % 2 == 0);
+  });
   add(
       "weights decoded apart", Recompute::kFull, [](SessionOptions& o) { o.decoder.decode_apart = true; },
       Promise::kGradientsNear);

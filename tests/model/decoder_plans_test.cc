@@ -115,14 +115,11 @@ void Pass(TrainSession& session, const PackedBatch& batch, Result* result) {
 // Runs batch in arenas that a dry run of the limits sized and that hold NaN; twice, so that a second launch meets what
 // the first left, and where `learning_rate` is above 0 with a step between.
 Result RunPlan(const ModelFiles& files, const SessionOptions& options, const PackedBatch& batch = Batch(),
-               double learning_rate = 0) {
+               double learning_rate = 0, bool rehearse = false) {
   const auto dry = MakeDryOps(BackendKind::kCpu, DType::kF32);
   ArenaSet measured = ArenaSet::Dry();
   auto rehearsal = *TrainSession::Create(files, options, *dry, measured);
-  PackedBatch largest;
-  const std::vector<int32_t> ids(options.limits.train.tokens, 0);
-  AppendDocument(largest, ids.data(), options.limits.train.tokens);
-  for (int64_t i = 0; i < options.limits.train.logit_rows; ++i) Want(largest, 0, 0);
+  const PackedBatch largest = LargestBatch(options.limits.train);
   std::vector<float> unused(largest.targets.size());
   Pass(*rehearsal, largest, nullptr);
   rehearsal->LogProbs(largest, AdapterMode::kOn, unused);
@@ -140,6 +137,13 @@ Result RunPlan(const ModelFiles& files, const SessionOptions& options, const Pac
   result.forward.resize(batch.targets.size());
   result.reference.resize(batch.targets.size());
   session->optimizer().Reset();
+  if (rehearse) {
+    session->SetRehearsing(true);
+    Pass(*session, batch, &result);
+    session->LogProbs(batch, AdapterMode::kOn, result.forward);
+    session->SetRehearsing(false);
+    session->AdapterChanged();
+  }
   for (int i = 0; i < 2; ++i) {
     if (i == 1 && learning_rate > 0) session->OptimizerStep(0, learning_rate);
     session->ZeroGradients();
@@ -153,11 +157,10 @@ Result RunPlan(const ModelFiles& files, const SessionOptions& options, const Pac
     EXPECT_EQ(arena.planned_bytes(), arena.actual_bytes()) << arena.name();
   }
   EXPECT_EQ(use.pinned_bytes(), measured.PinnedHighWater());
-  const Levels& levels = options.decoder.recompute;
-  const auto offloaded = std::count_if(levels.begin(), levels.end(),
-                                       [&](Recompute level) { return level >= options.decoder.offload_from; });
+  int64_t offloaded = 0;
+  for (int64_t layer = 0; layer < kLayers; ++layer) offloaded += OnHost(options.decoder, layer);
   if (options.lora.layers.empty()) {
-    EXPECT_EQ(ops.transfers > 0, options.decoder.offload_inputs && offloaded > 1);
+    EXPECT_EQ(ops.transfers > 0, offloaded > 1);
   }
   return result;
 }
@@ -249,6 +252,38 @@ TEST_P(DecoderPlans, OffloadDoesNotChangeABit) {
   }
 }
 
+// Any layers may wait on the host, gate and up of neighbours or of layers far apart in one buffer.
+TEST_P(DecoderPlans, AnyLayersOnTheHostDoNotChangeABit) {
+  using enum Recompute;
+  const Files files(GetParam());
+  const Result expected = RunPlan(*files, Options());
+  const std::vector<Levels> mixes = {Uniform(kActivation),
+                                     Uniform(kMlp),
+                                     {kActivation, kMlp, kActivation, kMlp, kActivation},
+                                     {kActivation, kMlp, kMlp, kMlp, kActivation},
+                                     {kActivation, kActivation, kFull, kMlp, kMlp},
+                                     {kMlp, kBlock, kNone, kNone, kFull}};
+  for (const Levels& levels : mixes) {
+    for (uint32_t mask = 1; mask < 1u << kLayers; ++mask) {
+      SessionOptions options = Options(levels);
+      for (int64_t layer = 0; layer < kLayers; ++layer) options.decoder.on_host.push_back((mask >> layer & 1) != 0);
+      SCOPED_TRACE(mask);
+      ExpectSameBits(RunPlan(*files, options), expected);
+    }
+  }
+}
+
+// A rehearsal touches no more than a real pass, and leaves nothing behind that one could meet.
+TEST_P(DecoderPlans, ARehearsalLeavesTheResultAlone) {
+  const Files files(GetParam());
+  SessionOptions options =
+      Options({Recompute::kFull, Recompute::kMlp, Recompute::kMlp, Recompute::kFull, Recompute::kActivation});
+  options.decoder.on_host = {true, true, false, true, true};
+  options.decoded_layers = 1;
+  const Result expected = RunPlan(*files, options), rehearsed = RunPlan(*files, options, Batch(), 0, true);
+  ExpectSameBits(rehearsed, expected);
+}
+
 TEST_P(DecoderPlans, DecodedLayersAndATableOnTheHostDoNotChangeABit) {
   const Files files(GetParam());
   for (const WeightQuantization quantization : {WeightQuantization::kNone, WeightQuantization::kNf4}) {
@@ -329,6 +364,7 @@ TEST_P(DecoderPlans, ForwardOnlyRowsEqualAPassOfTheirOwn) {
     for (const bool special : {false, true}) {
       SessionOptions options = Options(levels);
       options.limits.train.tokens = options.limits.forward.tokens = 48;
+      options.limits.train.backward_tokens = special ? 36 : policy.tokens();  // 35 of 41 rows
       options.decoder.offload_inputs = special;
       options.decoder.mlp_chunk_rows = special ? 8 : 0;
       options.decoder.row_multiple = special ? 16 : 1;

@@ -68,12 +68,18 @@ class PlanTest : public testing::Test {
 
 TEST(Recompute, IsWrittenAsRunsOfLayers) {
   const std::vector<Recompute> mixed = {Recompute::kNone, Recompute::kNone, Recompute::kFull};
-  EXPECT_EQ(RecomputeText(mixed, false), "none:2,full:1");
-  EXPECT_EQ(RecomputeText({Recompute::kBlock, Recompute::kBlock}, true), "block apart");
+  EXPECT_EQ(RecomputeText({mixed, {false, false, false}, false}), "none:2,full:1");
+  EXPECT_EQ(RecomputeText({mixed, {false, false, true}, false}), "none:2,full host:1");
+  EXPECT_EQ(RecomputeText({{Recompute::kBlock, Recompute::kBlock}, {false, false}, true}), "block apart");
+  EXPECT_EQ(RecomputeText({{Recompute::kBlock, Recompute::kBlock}, {true, false}, false}), "block host:1,block:1");
+  const std::vector<bool> second = {false, true, false};
+  EXPECT_EQ(ParseRecompute("mlp:1,mlp host:1,none:1 apart", 3)->on_host, second);
+  EXPECT_EQ(ParseRecompute("full host", 2)->on_host, std::vector<bool>(2, true));
   EXPECT_EQ(ParseRecompute("none:2,full:1", 3)->levels, mixed);
   EXPECT_EQ(ParseRecompute("mlp", 2)->levels, std::vector<Recompute>(2, Recompute::kMlp));
   EXPECT_TRUE(ParseRecompute("activation:1,full:1 apart", 2)->decode_apart);
-  for (const char* bad : {"", "some", "none:2", "none:4", "none:1,full", "none:x,full:1", "none:0,full:3", "none:-1"}) {
+  for (const char* bad : {"", "some", "none:2", "none:4", "none:1,full", "none:x,full:1", "none:0,full:3", "none:-1",
+                          "none:1 host,full:2", " host", "none guest:3"}) {
     EXPECT_FALSE(ParseRecompute(bad, 3).ok()) << bad;
   }
 }
