@@ -153,12 +153,37 @@ void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Te
   Is(addend, c.dtype, c.rows, c.cols);
 }
 
-void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, DType act) {
-  Table(weight);
-  Is(x, act, x.rows, weight.cols);
+void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, DType act) {
+  HONE_CHECK(!weights.empty() && weights.size() <= kWeightMatmulParts, weights.size(), " weights");
+  int64_t n = 0;
+  for (const WeightView& weight : weights) {
+    Table(weight);
+    HONE_CHECK(weight.dtype == weights[0].dtype, DTypeName(weight.dtype), " beside ", DTypeName(weights[0].dtype));
+    Is(x, act, x.rows, weight.cols);
+    n += weight.rows;
+  }
   HONE_CHECK(x.rows >= 1 && x.rows <= kWeightMatmulRows, Describe(x));
-  Is(y, y.dtype, x.rows, weight.rows);
+  Is(y, y.dtype, x.rows, n);
   HONE_CHECK(y.dtype == act || y.dtype == DType::kF32, Describe(y));
+  if (!addend.empty()) Is(addend, y.dtype, y.rows, y.cols);
+}
+
+void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, Tensor du, DType act) {
+  Is(dy, act);
+  Is(b, act, dy.cols, b.cols);
+  for (const Tensor& t : {u, du}) {
+    if (!t.empty()) Is(t, act, dy.rows, b.cols);
+  }
+  HONE_CHECK(!parts.empty() && parts.size() <= 4, parts.size(), " parts");
+  int64_t columns = 0;
+  for (const AdapterPart& part : parts) {
+    columns += part.rows;
+    if (part.db.empty()) continue;
+    Is(part.db, DType::kF32, part.rows, part.db.cols);
+    HONE_CHECK(part.column >= 0 && part.column + part.db.cols <= b.cols, "adapter at ", part.column, " + ",
+               part.db.cols, " of ", b.cols, " spare columns");
+  }
+  HONE_CHECK(columns == dy.cols, Describe(dy), " in parts of ", columns, " columns");
 }
 
 void Add(Tensor x, Tensor y, DType act) {
@@ -238,6 +263,12 @@ void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, T
   Is(dq, act, q.rows, q.cols);
   Is(dk, act, k.rows, k.cols);
   Is(dv, act, k.rows, k.cols);
+}
+
+void ArgMax(Tensor logits, Tensor out) {
+  Is(logits, DType::kF32);
+  HONE_CHECK(logits.cols <= INT32_MAX, Describe(logits));
+  Is(out, DType::kI32, 1, logits.rows);
 }
 
 void LogProb(Tensor logits, Tensor targets, Tensor log_probs, DType act) {

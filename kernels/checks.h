@@ -18,7 +18,8 @@ void GatherRows(Tensor in, Tensor row_ids, Tensor out);
 void ScatterRows(Tensor in, Tensor row_ids, Tensor out);
 void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c);
 void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c);
-void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, DType act);
+void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, DType act);
+void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, Tensor du, DType act);
 void Add(Tensor x, Tensor y, DType act);
 void AddBias(Tensor bias, Tensor y, DType act);
 void ScaleRows(Tensor x, Tensor factors, DType act);
@@ -33,6 +34,7 @@ void Attention(Tensor q, Tensor k, Tensor v, const Segments& segments, const Att
 void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, const Segments& segments,
                        const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv, DType act);
 void LogProb(Tensor logits, Tensor targets, Tensor log_probs, DType act);
+void ArgMax(Tensor logits, Tensor out);
 void SumSquares(Tensor x, Tensor out);
 void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step);
 void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,

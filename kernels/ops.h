@@ -70,6 +70,14 @@ struct AugmentPart {
   int64_t column = 0;
 };
 
+// The same in the backward pass (AdapterBackward): so many columns of dY, and the gradient dB [rows, r] (fp32; empty: no
+// adapter), whose adapter has the columns [column, column + r) of B, u and du.
+struct AdapterPart {
+  int64_t rows = 0;
+  Tensor db;
+  int64_t column = 0;
+};
+
 // Where EncodeNf4 writes: device memory for Nf4SizesOf(elements), double-quantised as bitsandbytes.
 struct Nf4Buffers {
   uint8_t* codes = nullptr;         // elements / 2
@@ -79,8 +87,9 @@ struct Nf4Buffers {
 
 // Transfers between device and pinned host memory that may run beside later operations.
 inline constexpr int kTransferSlots = 4;
-// WeightMatmul takes at most so many rows.
+// WeightMatmul takes at most so many rows, and so many weights.
 inline constexpr int64_t kWeightMatmulRows = 64;
+inline constexpr int kWeightMatmulParts = 3;
 // Elements that share a scale in 8-bit optimiser states, as bitsandbytes.
 inline constexpr int64_t kOptimizerBlockSize = 256;
 
@@ -119,6 +128,9 @@ class Ops {
   //   rows [N, N + R): `a` (fp32 [sum r, K]; empty: none) then zero rows, columns [0, K) only; the rest is left alone
   // R = out.cols - K may be 0 (a empty, no B); then out has N rows.
   virtual void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
+  // New values of the same A and B for an `out` that AugmentWeight made; its decoded columns are left alone, and of the
+  // parts' weights only the shapes count.
+  virtual void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
   // NF4 with double quantisation, bit-equal to engine/io/nf4.h's. in fp32, bf16 or fp16, dense, elements even; scratch
   // fp32 [1, blocks] for the largest magnitudes. Returns the nested offset: waits for the device. nested_code is
   // Nf4DynamicMap().
@@ -137,9 +149,17 @@ class Ops {
   virtual void Matmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha = 1, float beta = 0) = 0;
   // c <- alpha * op(a) op(b) + addend; addend as c in shape and dtype, elsewhere in memory.
   virtual void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha = 1) = 0;
-  // y[m, N] <- x[m, K] W^T + beta * y, 1 <= m <= kWeightMatmulRows, W [N, K] read in its stored form: decoded values as
-  // act, fp32 sums in an order that does not depend on m. x act; y act or fp32. For generation.
-  virtual void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta = 0) = 0;
+  // y[m, N] <- x[m, K] W^T (+ addend), 1 <= m <= kWeightMatmulRows; W: at most kWeightMatmulParts weights [N_i, K] one
+  // under the other, of one dtype, read in their stored form: decoded values as act, fp32 sums in an order that depends
+  // neither on m nor on what stands beside a row. x act; y act or fp32; addend as y, and may be y. For generation.
+  virtual void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend = {}) = 0;
+  // The adapters' products with the gradient of a linear group's output, in one pass over it. dy act [m, N], N = sum of
+  // the parts' rows; b act [N, R] block diagonal (W''s spare columns: zero outside the parts' own), u act [m, R] (x's):
+  //   du[m, R] <- alpha * dy b + beta * du;   part i, its columns of dy and of u:  dB_i += dy_i^T u_i   (fp32 sums)
+  // u or du may be empty: that half is left out, and the other has the same bits as with both. A row of du depends on its
+  // row of dy and on b alone. du may lie beside dy in one buffer.
+  virtual void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha,
+                               float beta, Tensor du) = 0;
   virtual void Add(Tensor x, Tensor y) = 0;                                // y <- y + x
   virtual void AddBias(Tensor bias /* [1, n] */, Tensor y) = 0;            // y[t] <- y[t] + bias
   virtual void ScaleRows(Tensor x, Tensor factors /* fp32 [1, m] */) = 0;  // x[i] <- factors[i] * x[i]
@@ -181,6 +201,9 @@ class Ops {
   // it.
   virtual void LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
                        Tensor log_probs) = 0;
+
+  // out[i] (kI32 [1, m]) <- the first place of the largest of logits[i], fp32 [m, V]; NaN is never the largest.
+  virtual void ArgMax(Tensor logits, Tensor out) = 0;
 
   // --- Optimiser: flat fp32 vectors
   // ------------------------------------------------------------------------------------------

@@ -158,8 +158,14 @@ void Block::AttentionOutput(const BlockCall& call, const BlockActivations& a) {
   const Tensor qk = Qk(a), v = a.qkv.Cols(nq + nk, nk), out = a.attn.Cols(0, nq);
   Tensor keys = qk.Cols(nq, nk), values = v;
   if (call.cache != nullptr) {
-    ops_.ScatterRows(keys, call.cache->rows, call.cache->k);
-    ops_.ScatterRows(values, call.cache->rows, call.cache->v);
+    if (config_.qk_norm) {
+      ops_.ScatterRows(keys, call.cache->rows, call.cache->k);
+      ops_.ScatterRows(values, call.cache->rows, call.cache->v);
+    } else {  // they lie side by side here too
+      Tensor both = call.cache->k;
+      both.cols = 2 * nk;
+      ops_.ScatterRows(a.qkv.Cols(nq, 2 * nk), call.cache->rows, both);
+    }
     keys = call.cache->k;
     values = call.cache->v;
   }

@@ -40,7 +40,7 @@ inline constexpr Tensor BlockActivations::*kKeptTensors[] = {
 
 // Where keys and values of earlier tokens lie, for generation.
 struct CacheSlot {
-  Tensor k, v;  // act [cache rows, Nk]
+  Tensor k, v;  // act [cache rows, Nk], v right of k in one buffer
   Tensor rows;  // kI32 [1, T]  where this launch's go
 };
 

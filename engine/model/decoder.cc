@@ -144,19 +144,25 @@ void Decoder::ForwardBackward(const PackedBatch& batch, const BatchLimits& limit
 KvCache Decoder::AllocateCache(const Ops& ops, const DecoderConfig& config, int64_t rows, Arena& arena) {
   KvCache cache;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    cache.k.push_back(arena.AllocateTensor(ops.activation_dtype(), rows, config.num_kv_heads * config.head_dim));
-    cache.v.push_back(arena.AllocateTensor(ops.activation_dtype(), rows, config.num_kv_heads * config.head_dim));
+    const int64_t nk = config.num_kv_heads * config.head_dim;
+    const Tensor both = arena.AllocateTensor(ops.activation_dtype(), rows, 2 * nk);
+    cache.k.push_back(both.Cols(0, nk));
+    cache.v.push_back(both.Cols(nk, nk));
   }
   return cache;
 }
 
-void Decoder::Logits(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows,
-                     KvCache& cache, AdapterMode mode, Arena& scratch, std::vector<float>& logits) {
+Decoder::NewLogits Decoder::RunWithCache(const PackedBatch& batch, const BatchLimits& limits,
+                                         std::span<const int32_t> cache_rows, KvCache& cache, AdapterMode mode,
+                                         Arena& scratch) {
   HONE_CHECK(static_cast<int64_t>(cache_rows.size()) == batch.tokens());
-  ArenaScope scope(scratch);
   const Launch launch = MakeLaunch(ops_, batch, limits, 1, model_.inv_freq(), scratch);
-  Tensor rows = scratch.AllocateTensor(DType::kI32, 1, limits.tokens).Cols(0, launch.tokens);
-  rows.pitch = rows.cols;
+  auto list = [&](int64_t most, int64_t count) {
+    Tensor t = scratch.AllocateTensor(DType::kI32, 1, most).Cols(0, count);
+    t.pitch = t.cols;
+    return t;
+  };
+  const Tensor rows = list(limits.tokens, launch.tokens), tokens = list(limits.logit_rows, launch.logit_rows);
   ops_.Upload(cache_rows.data(), rows);
   const Tensor x = launch.Buffer(scratch, ops_.activation_dtype(), config_.hidden_size);
   // The adapter in the activations' dtype, for products with weights as stored.
@@ -170,8 +176,14 @@ void Decoder::Logits(const PackedBatch& batch, const BatchLimits& limits, std::s
   }
   const bool as_stored = launch.rows <= StoredProductRows(ops_);
   RunLayersForward(launch, mode, x, &cache, rows, as_stored ? &act_lora : nullptr, scratch);
-  const Tensor out = head_.Logits(launch, x, scratch);
-  if (launch.logit_rows == 0) return;
+  return {head_.Logits(launch, x, scratch), tokens};
+}
+
+void Decoder::Logits(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows,
+                     KvCache& cache, AdapterMode mode, Arena& scratch, std::vector<float>& logits) {
+  ArenaScope scope(scratch);
+  const Tensor out = RunWithCache(batch, limits, cache_rows, cache, mode, scratch).logits;
+  if (batch.logit_rows.empty()) return;
   logits.resize(out.elements());
   ops_.Download(out, logits.data());
   const LogitTransform& transform = head_.transform();
@@ -181,6 +193,16 @@ void Decoder::Logits(const PackedBatch& batch, const BatchLimits& limits, std::s
       if (transform.softcap > 0) z = transform.softcap * std::tanh(z / transform.softcap);
     }
   }
+}
+
+void Decoder::MostLikely(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows,
+                         KvCache& cache, AdapterMode mode, Arena& scratch, std::span<int32_t> tokens) {
+  HONE_CHECK(tokens.size() == batch.logit_rows.size() && head_.transform().scale > 0);
+  ArenaScope scope(scratch);
+  const NewLogits found = RunWithCache(batch, limits, cache_rows, cache, mode, scratch);
+  if (tokens.empty()) return;
+  ops_.ArgMax(found.logits, found.tokens);  // the transform keeps the order
+  ops_.Download(found.tokens, tokens.data());
 }
 
 }  // namespace hone

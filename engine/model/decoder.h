@@ -24,7 +24,7 @@ struct Arenas {
   Arena* pinned = nullptr;  // host; only where layers wait there
 };
 
-// Keys and values of earlier tokens, for generation: per layer act [rows, kv_heads * D].
+// Keys and values of earlier tokens, for generation: per layer act [rows, kv_heads * D], side by side in one buffer.
 struct KvCache {
   std::vector<Tensor> k, v;
 };
@@ -50,6 +50,10 @@ class Decoder {
   // rows (and prefixes) are cache rows. logits [logit_rows, V] to the host, after the model's transform.
   void Logits(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows, KvCache& cache,
               AdapterMode mode, Arena& scratch, std::vector<float>& logits);
+  // The same, but for the most likely token of each logit row alone, the first where several are: tokens
+  // [logit_rows].
+  void MostLikely(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows,
+                  KvCache& cache, AdapterMode mode, Arena& scratch, std::span<int32_t> tokens);
   // Weights that are kept decoded hold the adapter's values. Without this each forward pass puts them there; an owner
   // that gives a new number, above 0, whenever values have changed saves that.
   void SetAdapterVersion(int64_t version) { adapter_version_ = version; }
@@ -62,6 +66,13 @@ class Decoder {
  private:
   void RunLayersForward(const Launch& launch, AdapterMode mode, Tensor x, KvCache* cache, Tensor cache_rows,
                         const Lora* stored, Arena& scratch);
+  // What generation's logits, on the device before the model's transform, are found by.
+  struct NewLogits {
+    Tensor logits;  // fp32 [logit_rows, V]
+    Tensor tokens;  // kI32 [1, logit_rows], to be written
+  };
+  NewLogits RunWithCache(const PackedBatch& batch, const BatchLimits& limits, std::span<const int32_t> cache_rows,
+                         KvCache& cache, AdapterMode mode, Arena& scratch);
   Recompute LevelOf(int64_t layer) const {
     return options_.recompute.empty() ? Recompute::kNone : options_.recompute[layer];
   }

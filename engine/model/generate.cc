@@ -109,18 +109,25 @@ class Wave {
 
   void Execute(const Launch& launch) {
     if (launch.batch.tokens() == 0) return;
+    const auto greedy = [&](size_t s) { return requests_[sequences_[s].request].sampling.temperature <= 0; };
+    if (std::all_of(launch.wanted.begin(), launch.wanted.end(), greedy)) {
+      tokens_.resize(launch.wanted.size());
+      decoder_.MostLikely(launch.batch, LaunchLimits(limits_), launch.cache_rows, cache_, mode_, scratch_, tokens_);
+      for (size_t i = 0; i < launch.wanted.size(); ++i) Accept(sequences_[launch.wanted[i]], tokens_[i]);
+      return;
+    }
     decoder_.Logits(launch.batch, LaunchLimits(limits_), launch.cache_rows, cache_, mode_, scratch_, logits_);
-    if (launch.wanted.empty()) return;
     const size_t vocabulary = logits_.size() / launch.wanted.size();
     for (size_t i = 0; i < launch.wanted.size(); ++i) {
-      Accept(sequences_[launch.wanted[i]], std::span(logits_).subspan(i * vocabulary, vocabulary));
+      Sequence& sequence = sequences_[launch.wanted[i]];
+      const auto logits = std::span<const float>(logits_).subspan(i * vocabulary, vocabulary);
+      Accept(sequence, SampleToken(logits, requests_[sequence.request].sampling, sequence.produced));
     }
   }
 
-  void Accept(Sequence& sequence, std::span<const float> logits) {
+  void Accept(Sequence& sequence, int32_t token) {
     const GenerationRequest& request = requests_[sequence.request];
     if (request.sampling.max_new_tokens <= sequence.produced) return End(sequence, FinishReason::kLength);
-    const int32_t token = SampleToken(logits, request.sampling, sequence.produced);
     if (std::find(eos_.begin(), eos_.end(), token) != eos_.end()) return End(sequence, FinishReason::kStop);
     ++sequence.produced;
     sequence.next = token;
@@ -144,6 +151,7 @@ class Wave {
   std::vector<FinishReason>& reasons_;
   std::vector<Sequence> sequences_;
   std::vector<float> logits_;
+  std::vector<int32_t> tokens_;
 };
 
 }  // namespace

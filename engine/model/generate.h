@@ -1,5 +1,5 @@
-// Batched generation with a KV cache: prompts in, new tokens out, token by token through a callback. Greedy or sampled
-// on the host. Not here: text (stop strings and detokenising are the worker's), loading.
+// Batched generation with a KV cache: prompts in, new tokens out, token by token through a callback. Greedy on the
+// device or sampled on the host. Not here: text (stop strings and detokenising are the worker's), loading.
 #pragma once
 
 #include <cstdint>

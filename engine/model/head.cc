@@ -89,7 +89,7 @@ Tensor Head::Logits(const Launch& launch, Tensor x, Arena& scratch) {
   ops_.GatherRows(x, launch.row_ids.Cols(0, m), normed);
   ops_.RmsNorm(normed, model_.final_norm(), model_.config().rms_norm_eps, normed, rstd);
   if (as_stored) {
-    ops_.WeightMatmul(normed, model_.head(), out);
+    ops_.WeightMatmul(normed, {&model_.head(), 1}, out);
   } else {
     ops_.Matmul(normed, Transpose::kNo, weight, Transpose::kYes, out);
   }

@@ -1,5 +1,6 @@
 #include "engine/model/linear.h"
 
+#include <algorithm>
 #include <array>
 
 #include "proto/base/status.h"
@@ -29,6 +30,39 @@ MemberAdapter AdapterOf(const LinearGroup& group, int i) {
     }
   }
   return found;
+}
+
+template <typename Part>
+struct PartsOf {
+  std::array<Part, 3> parts;
+  size_t count = 0;
+  std::span<const Part> span() const { return std::span(parts).first(count); }
+};
+
+PartsOf<AugmentPart> AugmentParts(const LinearGroup& group, bool adapters) {
+  PartsOf<AugmentPart> p;
+  for (const WeightView& weight : group.weights) {
+    const MemberAdapter adapter = AdapterOf(group, static_cast<int>(p.count));
+    AugmentPart& part = p.parts[p.count++];
+    part.weight = weight;
+    if (!adapters || adapter.matrix == nullptr) continue;
+    part.b = group.lora->B(*adapter.matrix);
+    part.column = adapter.column;
+  }
+  return p;
+}
+
+PartsOf<AdapterPart> AdapterParts(const LinearGroup& group) {
+  PartsOf<AdapterPart> p;
+  for (const WeightView& weight : group.weights) {
+    const MemberAdapter adapter = AdapterOf(group, static_cast<int>(p.count));
+    AdapterPart& part = p.parts[p.count++];
+    part.rows = weight.rows;
+    if (adapter.matrix == nullptr) continue;
+    part.db = group.lora->GradB(*adapter.matrix);
+    part.column = adapter.column;
+  }
+  return p;
 }
 
 }  // namespace
@@ -62,32 +96,14 @@ Tensor DecodedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Arena
   }
   const Tensor w = scratch.AllocateTensor(dtype, n + group.spare, k + group.spare);
   const bool on = mode == AdapterMode::kOn && group.spare > 0;
-  std::array<AugmentPart, 3> parts;
-  for (size_t i = 0; i < group.weights.size(); ++i) {
-    parts[i].weight = group.weights[i];
-    const MemberAdapter adapter = AdapterOf(group, static_cast<int>(i));
-    if (!on || adapter.matrix == nullptr) continue;
-    parts[i].b = group.lora->B(*adapter.matrix);
-    parts[i].column = adapter.column;
-  }
-  ops.AugmentWeight(std::span(parts).first(group.weights.size()),
-                    on ? group.lora->StackedA(*group.adapters, k) : Tensor{}, w);
+  ops.AugmentWeight(AugmentParts(group, on).span(), on ? group.lora->StackedA(*group.adapters, k) : Tensor{}, w);
   return w;
 }
 
 void RefreshKeptWeight(Ops& ops, const LinearGroup& group) {
   if (group.decoded.empty() || group.spare == 0) return;
-  const int64_t k = group.inputs();
-  int64_t row = 0;
-  for (size_t i = 0; i < group.weights.size(); ++i) {
-    const MemberAdapter adapter = AdapterOf(group, static_cast<int>(i));
-    if (adapter.matrix != nullptr) {
-      const LoraMatrix& m = *adapter.matrix;
-      ops.Copy(group.lora->B(m), group.decoded.Sub(row, m.out, k + adapter.column, m.r));
-    }
-    row += group.weights[i].rows;
-  }
-  ops.Copy(group.lora->StackedA(*group.adapters, k), group.decoded.Sub(row, group.adapters->sum_r, 0, k));
+  ops.RefreshAdapters(AugmentParts(group, true).span(), group.lora->StackedA(*group.adapters, group.inputs()),
+                      group.decoded);
 }
 
 void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor w, Tensor x_aug) {
@@ -110,18 +126,23 @@ int64_t StoredProductRows(const Ops& ops) { return ops.activation_dtype() == DTy
 
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y) {
-  if (!addend.empty()) ops.Copy(addend, y);
   const int64_t k = group.inputs();
   const Tensor x = x_aug.Cols(0, k);
-  int64_t row = 0;
-  for (const WeightView& weight : group.weights) {
-    ops.WeightMatmul(x, weight, y.Cols(row, weight.rows), addend.empty() ? 0 : 1);
-    row += weight.rows;
+  const std::span<const WeightView> weights = group.weights;
+  const auto alike = [&](const WeightView& w) { return w.dtype == weights[0].dtype; };
+  if (std::all_of(weights.begin(), weights.end(), alike)) {
+    ops.WeightMatmul(x, weights, y, addend);
+  } else {  // a file may store a group's members in different forms
+    int64_t row = 0;
+    for (const WeightView& w : weights) {
+      ops.WeightMatmul(x, {&w, 1}, y.Cols(row, w.rows), addend.empty() ? addend : addend.Cols(row, w.rows));
+      row += w.rows;
+    }
   }
   if (group.spare == 0 || mode == AdapterMode::kOff) return;
   const Tensor spare = x_aug.Cols(k, group.adapters->sum_r);
   ops.Matmul(x, kNo, act.StackedA(*group.adapters, k), kYes, spare, act.layout->config().scale());
-  row = 0;
+  int64_t row = 0;
   for (size_t i = 0; i < group.weights.size(); ++i) {
     const MemberAdapter adapter = AdapterOf(group, static_cast<int>(i));
     if (adapter.matrix != nullptr) {
@@ -132,30 +153,26 @@ void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const L
   }
 }
 
-void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor spare, float beta) {
+void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug, Tensor spare, float beta) {
   if (group.spare == 0) return;
-  // The block diagonal's zeros keep the members apart.
-  ops.Matmul(dy, kNo, w.Sub(0, group.outputs(), group.inputs(), group.spare), kNo, spare,
-             group.lora->layout->config().scale(), beta);
+  const int64_t n = group.outputs(), k = group.inputs();
+  ops.AdapterBackward(AdapterParts(group).span(), dy, w.Sub(0, n, k, group.spare),
+                      x_aug.empty() ? Tensor{} : x_aug.Cols(k, group.spare), group.lora->layout->config().scale(), beta,
+                      spare);
+}
+
+void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug) {
+  AdapterBackward(ops, group, w, dy, x_aug, {});
 }
 
 void InputGradient(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy_aug, Tensor dx) {
   ops.Matmul(dy_aug, kNo, w.Sub(0, group.outputs() + group.spare, 0, group.inputs()), kNo, dx);
 }
 
-void AdapterGradients(Ops& ops, const LinearGroup& group, Tensor dy_aug, Tensor x_aug) {
+void AdapterGradientA(Ops& ops, const LinearGroup& group, Tensor spare, Tensor x_aug) {
   if (group.spare == 0) return;
-  const int64_t n = group.outputs(), k = group.inputs();
-  int64_t row = 0;
-  for (size_t i = 0; i < group.weights.size(); ++i) {
-    const MemberAdapter adapter = AdapterOf(group, static_cast<int>(i));
-    if (adapter.matrix != nullptr) {
-      const LoraMatrix& m = *adapter.matrix;
-      ops.Matmul(dy_aug.Cols(row, m.out), kYes, x_aug.Cols(k + adapter.column, m.r), kNo, group.lora->GradB(m), 1, 1);
-    }
-    row += group.weights[i].rows;
-  }
-  ops.Matmul(dy_aug.Cols(n, group.adapters->sum_r), kYes, x_aug.Cols(0, k), kNo,
+  const int64_t k = group.inputs();
+  ops.Matmul(spare.Cols(0, group.adapters->sum_r), kYes, x_aug.Cols(0, k), kNo,
              group.lora->GradStackedA(*group.adapters, k), 1, 1);
 }
 

@@ -8,6 +8,11 @@
 #include "proto/base/status.h"
 
 namespace hone {
+namespace {
+
+constexpr int64_t kGenerationBatch = 32;  // sequences at once, where memory allows
+
+}  // namespace
 
 absl::StatusOr<FlatAdapter> FlattenAdapter(const DecoderConfig& decoder, const LoraAdapter& adapter) {
   if (adapter.weights.empty()) return InvalidArgument("adapter: it has no LoRA matrix");
@@ -90,6 +95,7 @@ absl::StatusOr<uint64_t> InferenceSession::DryScratch(const Work& work) const {
 absl::Status InferenceSession::EnsureScratch(uint64_t bytes) {
   if (bytes <= scratch_.capacity()) return absl::OkStatus();
   scratch_block_.reset();
+  scratch_ = Arena("scratch", nullptr, 0);
   HONE_ASSIGN_OR_RETURN(scratch_block_, backend_.Reserve(bytes));
   scratch_ = Arena("scratch", scratch_block_->data(), bytes);
   return absl::OkStatus();
@@ -101,6 +107,7 @@ absl::Status InferenceSession::EnsureCache(const GenerationLimits& limits) {
   Arena dry = Arena::Dry("cache");
   Decoder::AllocateCache(backend_.ops(), config(), rows, dry);
   cache_block_.reset();
+  cache_rows_ = 0;
   HONE_ASSIGN_OR_RETURN(cache_block_, backend_.Reserve(dry.high_water()));
   Arena arena("cache", cache_block_->data(), dry.high_water());
   cache_ = Decoder::AllocateCache(backend_.ops(), config(), rows, arena);
@@ -165,21 +172,8 @@ absl::StatusOr<std::vector<float>> InferenceSession::Score(const std::vector<int
   return log_probs;
 }
 
-absl::StatusOr<std::vector<FinishReason>> InferenceSession::Run(std::span<const GenerationRequest> requests,
-                                                                AdapterMode mode, const OnToken& on_token) {
-  if (requests.empty()) return std::vector<FinishReason>{};
-  GenerationLimits limits;
-  limits.batch = std::min<int64_t>(16, static_cast<int64_t>(requests.size()));
-  for (size_t r = 0; r < requests.size(); ++r) {
-    const GenerationRequest& request = requests[r];
-    const auto context = static_cast<int64_t>(request.prompt.size()) + request.sampling.max_new_tokens;
-    if (context > config().max_position) {
-      return InvalidArgument("request ", r, ": ", request.prompt.size(), " prompt tokens and max_new_tokens ",
-                             request.sampling.max_new_tokens, " exceed the model's context of ", config().max_position);
-    }
-    HONE_RETURN_IF_ERROR(CheckIds(request.prompt, StrCat("request ", r, ": prompt")));
-    limits.context = std::max(limits.context, context);
-  }
+// Memory for so many sequences at once.
+absl::Status InferenceSession::EnsureGeneration(const GenerationLimits& limits, AdapterMode mode) {
   HONE_RETURN_IF_ERROR(EnsureCache(limits));
   HONE_ASSIGN_OR_RETURN(const uint64_t bytes, DryScratch([&](Decoder& decoder, Arena& scratch) {
                           PackedBatch batch;
@@ -191,7 +185,30 @@ absl::StatusOr<std::vector<FinishReason>> InferenceSession::Run(std::span<const 
                           const std::vector<int32_t> rows = {0};
                           decoder.Logits(batch, LaunchLimits(limits), rows, cache_, mode, scratch, logits);
                         }));
-  HONE_RETURN_IF_ERROR(EnsureScratch(bytes));
+  return EnsureScratch(bytes);
+}
+
+absl::StatusOr<std::vector<FinishReason>> InferenceSession::Run(std::span<const GenerationRequest> requests,
+                                                                AdapterMode mode, const OnToken& on_token) {
+  if (requests.empty()) return std::vector<FinishReason>{};
+  GenerationLimits limits;
+  limits.batch = std::min<int64_t>(kGenerationBatch, static_cast<int64_t>(requests.size()));
+  for (size_t r = 0; r < requests.size(); ++r) {
+    const GenerationRequest& request = requests[r];
+    const auto context = static_cast<int64_t>(request.prompt.size()) + request.sampling.max_new_tokens;
+    if (context > config().max_position) {
+      return InvalidArgument("request ", r, ": ", request.prompt.size(), " prompt tokens and max_new_tokens ",
+                             request.sampling.max_new_tokens, " exceed the model's context of ", config().max_position);
+    }
+    HONE_RETURN_IF_ERROR(CheckIds(request.prompt, StrCat("request ", r, ": prompt")));
+    limits.context = std::max(limits.context, context);
+  }
+  absl::Status memory = EnsureGeneration(limits, mode);
+  while (absl::IsResourceExhausted(memory) && limits.batch > 1) {  // fewer at once, then
+    limits.batch /= 2;
+    memory = EnsureGeneration(limits, mode);
+  }
+  HONE_RETURN_IF_ERROR(memory);
   return Generate(*decoder_, cache_, limits, mode, config().eos_token_ids, requests, scratch_, on_token);
 }
 

@@ -37,6 +37,7 @@ class InferenceSession {
   absl::Status CheckIds(std::span<const int32_t> ids, const std::string& what) const;
   absl::Status EnsureScratch(uint64_t bytes);
   absl::Status EnsureCache(const GenerationLimits& limits);
+  absl::Status EnsureGeneration(const GenerationLimits& limits, AdapterMode mode);
   template <typename Work>
   absl::StatusOr<uint64_t> DryScratch(const Work& work) const;
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "kernels/adapter_pieces.h"
 #include "kernels/augment_pieces.h"
 #include "kernels/checks.h"
 #include "kernels/cpu/attention_tiles.h"
@@ -274,6 +275,18 @@ void CpuOps::AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tenso
 
 // --- Head ----------------------------------------------------------------------------------------------------------
 
+void CpuOps::ArgMax(Tensor logits, Tensor out) {
+  checks::ArgMax(logits, out);
+  for (int64_t i = 0; i < logits.rows; ++i) {
+    const float* row = logits.as<float>() + i * logits.pitch;
+    int64_t best = -1;
+    for (int64_t j = 0; j < logits.cols; ++j) {
+      if (best < 0 ? !std::isnan(row[j]) : row[j] > row[best]) best = j;
+    }
+    out.as<int32_t>()[i] = static_cast<int32_t>(std::max<int64_t>(best, 0));
+  }
+}
+
 void CpuOps::LogProb(Tensor logits, Tensor targets, const LogitTransform& transform, LogProbMode mode,
                      Tensor log_probs) {
   checks::LogProb(logits, targets, log_probs, DType::kF32);
@@ -344,16 +357,36 @@ void CpuOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor 
   AugmentInPieces(*this, parts, a, out);
 }
 
+void CpuOps::RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
+  checks::AugmentWeight(parts, a, out, activation_dtype());
+  RefreshInPieces(*this, parts, a, out);
+}
+
 void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
   checks::MatmulAdd(a, ta, b, tb, addend, c);
   Copy(addend, c);
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
+void CpuOps::AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha,
+                             float beta, Tensor du) {
+  checks::AdapterBackward(parts, dy, b, u, du, activation_dtype());
+  AdapterBackwardInPieces(*this, parts, dy, b, u, alpha, beta, du);
+}
+
 // A row of the weight is decoded a piece at a time and met by every row of x; a sum runs over columns of partial sums,
 // in an order that K alone decides.
-void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
-  checks::WeightMatmul(x, weight, y, activation_dtype());
+void CpuOps::WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend) {
+  checks::WeightMatmul(x, weights, y, addend, activation_dtype());
+  int64_t column = 0;
+  for (const WeightView& weight : weights) {
+    const int64_t n = weight.rows;
+    WeightProduct(x, weight, y.Cols(column, n), addend.empty() ? addend : addend.Cols(column, n));
+    column += n;
+  }
+}
+
+void CpuOps::WeightProduct(Tensor x, const WeightView& weight, Tensor y, Tensor addend) {
   constexpr int64_t kPiece = 512;  // whole blocks of every stored form
   constexpr int64_t kMostSums = 32;
   const int64_t columns = 2 * kernels_.lanes;
@@ -372,8 +405,8 @@ void CpuOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float be
       for (int64_t i = 0; i < x.rows; ++i) {
         float sum = 0;
         for (int64_t c = 0; c < columns; ++c) sum += sums[i * columns + c];
-        float* out = y.as<float>() + i * y.pitch + row;
-        *out = beta == 0 ? sum : sum + beta * *out;
+        if (!addend.empty()) sum += addend.as<float>()[i * addend.pitch + row];
+        y.as<float>()[i * y.pitch + row] = sum;
       }
     }
   });

@@ -31,9 +31,13 @@ class CpuOps final : public Ops {
   void StartFetch(const void* pinned, Tensor out, int slot) override;
   void FinishTransfer(int slot) override;
   void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) override;
+  void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) override;
   float EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) override;
   void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override;
-  void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) override;
+  void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha, float beta,
+                       Tensor du) override;
+  void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend) override;
+  void ArgMax(Tensor logits, Tensor out) override;
   void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
                  Tensor step, const AdamWConstants& constants) override;
   void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) override;
@@ -63,6 +67,8 @@ class CpuOps final : public Ops {
   static uint64_t WorkspaceBytes(int threads);
 
  private:
+  void WeightProduct(Tensor x, const WeightView& weight, Tensor y, Tensor addend);
+
   float* Scratch(int part) const;
   static AdamWScalars Scalars(Tensor sum_squares, Tensor step, const AdamWConstants& constants);
   template <typename F>

@@ -37,6 +37,8 @@ template <typename C>
 __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant__ DecodeArgs args) {
   constexpr int D = C::D, kN = C::kWarpKeys / 8;
   extern __shared__ __align__(128) uint8_t shared[];
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const Problem& problem = args.problem;
   const int kv_heads = problem.heads / problem.group, kv_head = static_cast<int>(blockIdx.x) % kv_heads;
   const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / kv_heads, [&](const Segment& s) {
@@ -96,8 +98,8 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
     }
   }
   __syncthreads();
-  const int64_t offset = PartialOffset(args, tile.segment, C::Keys);
   const int stride = problem.head_dim + 2, splits = tile.hi;
+  const int64_t offset = splits > 1 ? PartialOffset(args, tile.segment, C::Keys) : 0;
   for (int row = warp; row < problem.group; row += C::Warps) {
     float top = -INFINITY, sum = 0, factor[C::Warps];
     for (int w = 0; w < C::Warps; ++w) top = fmaxf(top, tops[w * 16 + row].x);
@@ -106,6 +108,16 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
       const float2 part = tops[w * 16 + row];
       factor[w] = part.x == -INFINITY ? 0.0f : Exp2((part.x - top) * problem.exponent);
       sum += part.y * factor[w];
+    }
+    if (splits == 1) {  // nothing to join
+      for (int d = lane; d < problem.head_dim; d += 32) {
+        float x = 0;
+#pragma unroll
+        for (int w = 0; w < C::Warps; ++w) x += outputs[(w * 16 + row) * D + d] * factor[w];
+        *args.out.At(s.q0, int64_t{kv_head * problem.group + row} * problem.head_dim + d) = FromFloat<bf16>(x / sum);
+      }
+      if (lane == 0) *args.lse.At(s.q0, kv_head * problem.group + row) = top * problem.exponent * kLn2 + logf(sum);
+      continue;
     }
     float* to = args.partials + offset + (int64_t{kv_head * problem.group + row} * splits + split) * stride;
     if (lane == 0) to[0] = top, to[1] = sum;
@@ -121,13 +133,15 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
 // A warp joins the parts of one segment and head.
 template <typename C>
 __global__ void __launch_bounds__(128) DecodeJoin(const __grid_constant__ DecodeArgs args) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const Problem& problem = args.problem;
   const int index = static_cast<int>(blockIdx.x) * 4 + static_cast<int>(threadIdx.x) / 32;
   const int segment = index / problem.heads, head = index % problem.heads, lane = static_cast<int>(threadIdx.x) % 32;
   if (segment >= problem.count) return;
   const Segment s = problem.segments[segment];
   const int splits = DecodeSplits(s, C::Keys, problem.decode_most), stride = problem.head_dim + 2;
-  if (splits == 0) return;
+  if (splits <= 1) return;
   const float* from = args.partials + PartialOffset(args, segment, C::Keys) + int64_t{head} * splits * stride;
   float top = -INFINITY, sum = 0;
   for (int i = lane; i < splits; i += 32) top = fmaxf(top, from[int64_t{i} * stride]);
@@ -159,13 +173,14 @@ int LaunchDecode(DecodeArgs args, HostSegments host, int64_t partial_floats, cud
   const int64_t per_split = int64_t{args.problem.heads} * (args.problem.head_dim + 2);
   const int decode_most = static_cast<int>(std::min<int64_t>(partial_floats / per_split * C::Keys, kNoWindow));
   const Segment* segments = args.problem.segments;
+  const bool starts_early = CardStartsEarly();
   args.problem.decode_most = decode_most;
   for (size_t begin = 0, end; begin < host.size(); begin = end) {
-    int64_t splits = 0;
+    int64_t splits = 0, most = 0;
     for (end = begin; end < host.size(); ++end) {
       const int64_t more = DecodeSplits(host[end], C::Keys, decode_most);
       if ((splits + more) * per_split > partial_floats) break;
-      splits += more;
+      splits += more, most = std::max(most, more);
     }
     args.problem.segments = segments + begin;
     args.problem.count = static_cast<int>(end - begin);
@@ -173,10 +188,10 @@ int LaunchDecode(DecodeArgs args, HostSegments host, int64_t partial_floats, cud
     LaunchTiles(
         DecodePart<C>, args, host.subspan(begin, end - begin), kv_heads,
         [=](const Segment& s) { return make_int2(0, DecodeSplits(s, C::Keys, decode_most)); }, C::kThreads,
-        C::kSharedBytes, stream);
-    if (splits == 0) continue;
+        C::kSharedBytes, stream, starts_early);
+    if (most <= 1) continue;
     const int64_t rows = int64_t{args.problem.count} * args.problem.heads;
-    DecodeJoin<C><<<static_cast<unsigned>((rows + 3) / 4), 128, 0, stream>>>(args);
+    LaunchEarly(starts_early, DecodeJoin<C>, static_cast<unsigned>((rows + 3) / 4), 128, 0, stream, args);
   }
   return decode_most;
 }

@@ -44,16 +44,27 @@ void RunQueryGradient(const BackwardArgs& args, HostSegments host, AttentionProf
 template <int D>
 void RunKeyGradient(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
 
+// By Hopper's warpgroup products (attention_hopper.cu, in builds that have sm_90a), tiles 128 wide and no softcap. False:
+// not there, or not of this call; nothing was started.
+#ifdef HONE_SM90A
+bool ForwardOnHopper(const ForwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
+bool QueryGradientOnHopper(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
+bool KeyGradientOnHopper(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
+#else
+inline bool ForwardOnHopper(const ForwardArgs&, HostSegments, AttentionProfile, cudaStream_t) { return false; }
+inline bool QueryGradientOnHopper(const BackwardArgs&, HostSegments, AttentionProfile, cudaStream_t) { return false; }
+inline bool KeyGradientOnHopper(const BackwardArgs&, HostSegments, AttentionProfile, cudaStream_t) { return false; }
+#endif
+
 // The levels [x, y) of a segment's tiles of `rows` queries: by how many keys they see.
 __host__ __device__ inline int2 QueryLevels(const Segment& s, int rows) {
   const int low = (s.prefix_len + s.kv_len - s.q_len) / rows;
   return make_int2(low, low + (s.q_len + rows - 1) / rows);
 }
 // Segments that attention_decode.cuh takes, by what they are alone.
-constexpr int kDecodeLeast = 256;
 __host__ __device__ inline bool Decodes(const Segment& s, int decode_most) {
   const int keys = s.prefix_len + s.kv_len;
-  return s.q_len == 1 && keys > kDecodeLeast && keys <= decode_most;
+  return s.q_len == 1 && keys > 0 && keys <= decode_most;
 }
 __host__ __device__ inline int2 ForwardLevels(const Segment& s, int rows, int decode_most) {
   return Decodes(s, decode_most) ? make_int2(0, 0) : QueryLevels(s, rows);
@@ -73,7 +84,7 @@ constexpr bool Fits() {
 // One block per tile and head of `heads`; levels(segment) as the kernel counts them.
 template <typename Args, typename Levels>
 void LaunchTiles(void (*kernel)(Args), Args args, HostSegments host, int heads, Levels levels, int threads,
-                 int shared_bytes, cudaStream_t stream) {
+                 int shared_bytes, cudaStream_t stream, bool starts_early = false) {
   int64_t tiles = 0;
   for (const Segment& s : host) {
     const int2 l = levels(s);
@@ -82,8 +93,8 @@ void LaunchTiles(void (*kernel)(Args), Args args, HostSegments host, int heads, 
   }
   if (tiles == 0) return;
   if (shared_bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  kernel<<<static_cast<unsigned>(tiles * heads), static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes),
-           stream>>>(args);
+  LaunchEarly(starts_early, kernel, static_cast<unsigned>(tiles * heads), static_cast<unsigned>(threads),
+              static_cast<size_t>(shared_bytes), stream, args);
 }
 
 }  // namespace hone::cuda::mma

@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "kernels/adapter_pieces.h"
 #include "kernels/augment_pieces.h"
 #include "kernels/checks.h"
+#include "kernels/cuda/adapter_backward.h"
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/launch.h"
 #include "proto/base/status.h"
@@ -251,6 +253,14 @@ void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor
   AugmentInPieces(*this, parts, a, out);  // widths that are no multiple of 8, which no model has
 }
 
+void CudaOps::RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
+  checks::AugmentWeight(parts, a, out, activation_dtype());
+  if (out.cols == parts[0].weight.cols) return;
+  if (!cuda::AugmentFits(parts, a, out)) return RefreshInPieces(*this, parts, a, out);
+  cuda::RefreshAdapters(parts, a, out, stream_);
+  Launched("RefreshAdapters");
+}
+
 void CudaOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {
   checks::MatmulAdd(a, ta, b, tb, addend, c);
   if (c.empty()) return;
@@ -271,11 +281,29 @@ float CudaOps::EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) {
   return offset;
 }
 
-void CudaOps::WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta) {
-  checks::WeightMatmul(x, weight, y, activation_dtype());
+void CudaOps::AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha,
+                              float beta, Tensor du) {
+  checks::AdapterBackward(parts, dy, b, u, du, activation_dtype_);
+  if (dy.empty() || b.empty() || (u.empty() && du.empty())) return;
+  if (!cuda::AdapterBackwardFits(parts, dy, b, u, du)) {
+    return AdapterBackwardInPieces(*this, parts, dy, b, u, alpha, beta, du);
+  }
+  cuda::AdapterBackward(parts, dy, b, u, alpha, beta, du, {}, workspace_.skinny, stream_);
+  Launched("AdapterBackward");
+}
+
+void CudaOps::WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend) {
+  checks::WeightMatmul(x, weights, y, addend, activation_dtype());
   if (y.empty()) return;
-  cuda::WeightMatmul(x, weight, y, beta, stream_);
+  cuda::WeightMatmul(x, weights, y, addend, stream_);
   Launched("WeightMatmul");
+}
+
+void CudaOps::ArgMax(Tensor logits, Tensor out) {
+  checks::ArgMax(logits, out);
+  if (logits.empty()) return;
+  cuda::ArgMax(logits, out, stream_);
+  Launched("ArgMax");
 }
 
 void CudaOps::AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax,

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/early.cuh"
 #include "kernels/tensor.h"
 
 namespace hone::cuda {
@@ -152,11 +153,16 @@ void WithType(DType dtype, F&& f) {
 template <int V, typename Body>
 __global__ void RowsKernel(uint32_t units, FastDivisor units_per_row, Body body) {
   const uint32_t unit = blockIdx.x * blockDim.x + threadIdx.x;
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   if (unit >= units) return;
   uint32_t row, rest;
   units_per_row.DivMod(unit, row, rest);
   body.template Run<V>(static_cast<int64_t>(row), static_cast<int64_t>(rest) * V);
 }
+
+// Of a larger launch the start does not matter.
+constexpr uint32_t kBlocksStartEarly = 512;
 
 // V elements a thread where `vectorises` (a multiple of 8 columns, rows on 16 bytes), else one. Rows are launched in
 // parts that keep every index below 2^31; body.Shift(rows) advances its views.
@@ -171,11 +177,9 @@ void LaunchRows(int64_t rows, int64_t cols, bool vectorises, Body body, cudaStre
     const uint32_t blocks = (units + kThreads - 1) / kThreads;
     Body shifted = body;
     shifted.Shift(begin);
-    if (vectorises) {
-      RowsKernel<V><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
-    } else {
-      RowsKernel<1><<<blocks, kThreads, 0, stream>>>(units, FastDivisor(per_row), shifted);
-    }
+    const auto kernel = vectorises ? RowsKernel<V, Body> : RowsKernel<1, Body>;
+    LaunchEarly(blocks <= kBlocksStartEarly && CardStartsEarly(), kernel, blocks, kThreads, 0, stream, units,
+                FastDivisor(per_row), shifted);
   }
 }
 

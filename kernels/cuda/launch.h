@@ -22,6 +22,7 @@ void DecodeRows(const WeightView& weight, const int32_t* row_ids, Tensor out, cu
 // augment.cu: Ops::AugmentWeight in one launch, where it fits (widths and addresses that 16 bytes divide)
 bool AugmentFits(std::span<const AugmentPart> parts, Tensor a, Tensor out);
 void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream);
+void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream);
 
 // encode.cu; workspace: kCudaReductionBytes. Returns where the nested offset will lie on the device.
 const float* EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch, float* workspace, cudaStream_t stream);
@@ -51,8 +52,11 @@ void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Te
 void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
                Tensor step, const AdamWConstants& constants, cudaStream_t stream);
 
-// weight_matmul.cu: x by a stored weight, at most kWeightMatmulRows rows
-void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta, cudaStream_t stream);
+// weight_matmul.cu: x by stored weights, at most kWeightMatmulRows rows
+void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream);
+
+// argmax.cu
+void ArgMax(Tensor logits, Tensor out, cudaStream_t stream);
 
 // matmul_plain.cu: any pitch and alignment, slowly; for the shapes that cuBLASLt declines and for k = 0
 void PlainMatmul(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor c, float alpha, float beta,

@@ -84,6 +84,8 @@ __device__ inline void NormGroup(const Norm<T>& n, int64_t index, bool active, i
 
 template <bool kBackward, typename T, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256) NormLanes(Norm<T> n) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   const int64_t index = (int64_t{blockIdx.x} * 256 + threadIdx.x) / LANES;
   NormGroup<kBackward, T, VECTORS>(n, index, index < n.count, threadIdx.x % LANES, LANES,
                                    [](float x) { return WarpSum<LANES>(x); });
@@ -92,6 +94,8 @@ __global__ void __launch_bounds__(256) NormLanes(Norm<T> n) {
 template <bool kBackward, typename T, int VECTORS>
 __global__ void __launch_bounds__(1024) NormBlock(Norm<T> n) {
   __shared__ float scratch[32];
+  LetNextKernelStart();
+  WaitForEarlierKernels();
   NormGroup<kBackward, T, VECTORS>(n, blockIdx.x, true, threadIdx.x, blockDim.x,
                                    [](float x) { return BlockSum(x, scratch); });
 }
@@ -128,7 +132,9 @@ __global__ void __launch_bounds__(256) NormPlain(Norm<T> n) {
 template <bool kBackward, typename T, int LANES, int VECTORS>
 void LaunchLanes(const Norm<T>& n, cudaStream_t stream) {
   const int64_t per_block = 256 / LANES;
-  NormLanes<kBackward, T, LANES, VECTORS><<<(n.count + per_block - 1) / per_block, 256, 0, stream>>>(n);
+  const auto blocks = static_cast<unsigned>((n.count + per_block - 1) / per_block);
+  LaunchEarly(blocks <= kBlocksStartEarly && CardStartsEarly(), NormLanes<kBackward, T, LANES, VECTORS>, blocks, 256, 0,
+              stream, n);
 }
 
 template <bool kBackward, typename T>
@@ -146,7 +152,9 @@ void LaunchNorm(const Norm<T>& n, bool vectorises, cudaStream_t stream) {
   } else if (width <= 1024) {
     LaunchLanes<kBackward, T, 32, 4>(n, stream);
   } else {
-    NormBlock<kBackward, T, 2><<<n.count, threads(2), 0, stream>>>(n);
+    const auto blocks = static_cast<unsigned>(n.count);
+    LaunchEarly(blocks <= kBlocksStartEarly && CardStartsEarly(), NormBlock<kBackward, T, 2>, blocks,
+                static_cast<unsigned>(threads(2)), 0, stream, n);
   }
 }
 

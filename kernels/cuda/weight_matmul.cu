@@ -11,7 +11,7 @@ constexpr int kThreads = kWeightThreads;
 // A warp per row of W; V elements of it a lane, at most 8 rows of x at a time.
 template <DType D, typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-    WeightRows(View<T> x, int m, WeightView w, void* y, bool y_bf16, int64_t y_pitch, float beta) {
+    WeightRows(View<T> x, int m, WeightView w, ProductOutput out) {
   constexpr int kAtOnce = 8;
   __shared__ float table[16];
   if (threadIdx.x < 16) table[threadIdx.x] = kCodes.values[threadIdx.x];
@@ -45,15 +45,13 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kAtOnce; ++i) {
       const float value = WarpSum(sums[i]);
       if (begin + i >= m || lane != 0) continue;
-      StoreSum(y, y_bf16, (begin + i) * y_pitch + row, value, beta);
+      out.Store(begin + i, row, value);
     }
   }
 }
 
-}  // namespace
-
-void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta, cudaStream_t stream) {
-  if (WeightMatmulTiles(x, weight, y, beta, stream) || WeightMatmulGguf(x, weight, y, beta, stream)) return;
+void OneWeight(Tensor x, const WeightView& weight, Tensor y, Tensor addend, cudaStream_t stream) {
+  if (WeightMatmulTiles(x, {&weight, 1}, y, addend, stream) || WeightMatmulGguf(x, weight, y, addend, stream)) return;
   const bool grouped = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0 && weight.cols % 8 == 0 && Vectorises(x);
   const unsigned grid = static_cast<unsigned>((weight.rows + kSlices - 1) / kSlices);
   WithWeightType(weight.dtype, [&](auto d) {
@@ -61,10 +59,21 @@ void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float beta, cuda
       using T = decltype(t);
       constexpr DType D = decltype(d)::value;
       const auto kernel = grouped ? WeightRows<D, T, 8> : WeightRows<D, T, 1>;
-      kernel<<<grid, kThreads, 0, stream>>>(View<T>(x), static_cast<int>(x.rows), weight, y.data,
-                                            y.dtype == DType::kBF16, y.pitch, beta);
+      kernel<<<grid, kThreads, 0, stream>>>(View<T>(x), static_cast<int>(x.rows), weight, ProductOutput(y, addend));
     });
   });
+}
+
+}  // namespace
+
+void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream) {
+  if (weights.size() > 1 && WeightMatmulTiles(x, weights, y, addend, stream)) return;
+  int64_t column = 0;
+  for (const WeightView& weight : weights) {
+    const int64_t n = weight.rows;
+    if (n > 0) OneWeight(x, weight, y.Cols(column, n), ColsOf(addend, column, n), stream);
+    column += n;
+  }
 }
 
 }  // namespace hone::cuda

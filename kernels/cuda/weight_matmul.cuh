@@ -8,7 +8,11 @@
 // both operands share.
 #pragma once
 
+#include <span>
+
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/weight_groups.cuh"
+#include "kernels/ops.h"
 
 namespace hone::cuda {
 
@@ -44,32 +48,44 @@ __device__ inline uint32_t LoadNow(const uint8_t* p) {
   return x;
 }
 
-// y[column][row] <- value + beta y.
-__device__ inline void StoreSum(void* y, bool y_bf16, int64_t at, float value, float beta) {
-  if (y_bf16) {
-    bf16* to = static_cast<bf16*>(y) + at;
-    *to = FromFloat<bf16>(beta == 0 ? value : value + beta * ToFloat(*to));
-  } else {
-    float* to = static_cast<float*>(y) + at;
-    *to = beta == 0 ? value : value + beta * *to;
+// Where a product goes: y[column][row] <- value (+ addend).
+struct ProductOutput {
+  void* y = nullptr;
+  const void* addend = nullptr;  // as y; may be y
+  int64_t y_pitch = 0, addend_pitch = 0;
+  bool half = false;  // bf16, else fp32
+  ProductOutput() = default;
+  ProductOutput(Tensor to, Tensor add)
+      : y(to.data), addend(add.empty() ? nullptr : add.data), y_pitch(to.pitch), addend_pitch(add.pitch),
+        half(to.dtype == DType::kBF16) {}
+  __device__ void Store(int column, int64_t row, float value) const {
+    if (half) {
+      if (addend != nullptr) value += ToFloat(static_cast<const bf16*>(addend)[column * addend_pitch + row]);
+      static_cast<bf16*>(y)[column * y_pitch + row] = FromFloat<bf16>(value);
+    } else {
+      if (addend != nullptr) value += static_cast<const float*>(addend)[column * addend_pitch + row];
+      static_cast<float*>(y)[column * y_pitch + row] = value;
+    }
   }
-}
+};
+inline Tensor RowsOf(Tensor t, int64_t begin, int64_t count) { return t.empty() ? t : t.Rows(begin, count); }
+inline Tensor ColsOf(Tensor t, int64_t begin, int64_t count) { return t.empty() ? t : t.Cols(begin, count); }
 
 // The slices' sums of 16 ROWS rows of W by 8 rows of x, added in order and stored; `first_row`: rows before it belong
 // to another tile. Of two buffers, whoever writes one again has passed the barrier that follows its last reading.
 template <int ROWS, int TILES, int kBuffers>
 __device__ inline void FinishTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8], int& buffer,
                                   const float (&total)[ROWS][TILES][4], int row0, int first_row, int rows, int m,
-                                  void* y, bool y_bf16, int64_t y_pitch, float beta) {
+                                  const ProductOutput& out) {
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
 #pragma unroll
   for (int t = 0; t < TILES; ++t) {
     if constexpr (kBuffers == 1) __syncthreads();
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      float* out = sums[buffer][warp] + quad * 2 * (16 * ROWS) + r * 16 + group;
-      out[0] = total[r][t][0], out[16 * ROWS] = total[r][t][1];
-      out[8] = total[r][t][2], out[16 * ROWS + 8] = total[r][t][3];
+      float* part = sums[buffer][warp] + quad * 2 * (16 * ROWS) + r * 16 + group;
+      part[0] = total[r][t][0], part[16 * ROWS] = total[r][t][1];
+      part[8] = total[r][t][2], part[16 * ROWS + 8] = total[r][t][3];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 16 * ROWS * 8; i += kWeightThreads) {
@@ -78,61 +94,14 @@ __device__ inline void FinishTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8
       float value = sums[buffer][0][i];
 #pragma unroll
       for (int s = 1; s < kSlices; ++s) value += sums[buffer][s][i];
-      StoreSum(y, y_bf16, column * y_pitch + row, value, beta);
+      out.Store(column, row, value);
     }
     buffer = (buffer + 1) % kBuffers;
   }
 }
 
-struct Card {
-  int processors = 1, shared_bytes = 0;  // shared memory of one
-  bool starts_early = false;             // LetNextKernelStart is known there
-};
-inline Card CurrentCard() {
-  Card card;
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&card.processors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&card.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  card.starts_early = major >= 9;
-  return card;
-}
-
-// A kernel launched by LaunchEarly may begin while earlier kernels of the stream still run: before it reads or writes
-// anything but weights it must wait for them; a weight is there long before. (Programmatic dependent launch, from
-// compute capability 9.0 on.)
-__device__ inline void LetNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void WaitForEarlierKernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-template <typename... Parameters, typename... Arguments>
-void LaunchEarly(const Card& card, void (*kernel)(Parameters...), int grid, size_t shared_bytes, cudaStream_t stream,
-                 Arguments... arguments) {
-  if (shared_bytes > 0) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid));
-  config.blockDim = dim3(kWeightThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = card.starts_early ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-}
-
-// True if it took the product: bf16 x, enough alignment, whole blocks.
-bool WeightMatmulTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream);  // NF4, bf16
-bool WeightMatmulGguf(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream);   // Q8_0, Q4_0, Q4_1
+// True if it took the product: bf16 x, enough alignment, whole blocks. Several weights: whole tiles of rows too.
+bool WeightMatmulTiles(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream);
+bool WeightMatmulGguf(Tensor x, const WeightView& w, Tensor y, Tensor addend, cudaStream_t stream);
 
 }  // namespace hone::cuda

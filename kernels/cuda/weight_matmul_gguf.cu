@@ -130,8 +130,8 @@ inline constexpr int kBlocksPerMultiprocessor = Format<D>::kByte || TILES == 4 ?
 
 template <DType D, int TILES>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>))
-    WeightBlocks(const bf16* x, int x_pitch, int m, WeightView w, void* y, bool y_bf16, int64_t y_pitch, float beta,
-                 int tiles) {
+    WeightBlocks(const bf16* x, int x_pitch, int m, WeightView w,
+                 const __grid_constant__ ProductOutput out, int tiles) {
   using F = Format<D>;
   __shared__ alignas(16) uint8_t staged[kSlices][16 * F::kPitch];
   __shared__ float sums[2][kSlices][16 * 8];
@@ -185,50 +185,50 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>)
         MultiplyBlock<D, TILES, 1>(row0 + i * F::kBytes, row8 + i * F::kBytes, columns_at, k, quad, total);
       }
     }
-    FinishTile(sums, buffer, total, row_of(tile), tile * 16, rows, m, y, y_bf16, y_pitch, beta);
+    FinishTile(sums, buffer, total, row_of(tile), tile * 16, rows, m, out);
   }
 }
 
 template <DType D, int TILES>
-void Launch(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+void Launch(Tensor x, const WeightView& w, Tensor y, Tensor addend, cudaStream_t stream) {
   const int tiles = static_cast<int>((w.rows + 15) / 16);
   const Card card = CurrentCard();
   const int grid = std::min(tiles, card.processors * kBlocksPerMultiprocessor<D, TILES>);
-  LaunchEarly(card, WeightBlocks<D, TILES>, grid, 0, stream, x.as<bf16>(), static_cast<int>(x.pitch),
-              static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch, beta, tiles);
+  LaunchEarly(card.starts_early, WeightBlocks<D, TILES>, static_cast<unsigned>(grid), kThreads, 0, stream, x.as<bf16>(),
+              static_cast<int>(x.pitch), static_cast<int>(x.rows), w, ProductOutput(y, addend), tiles);
 }
 
 template <DType D>
-void LaunchFor(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+void LaunchFor(Tensor x, const WeightView& w, Tensor y, Tensor addend, cudaStream_t stream) {
   for (int64_t begin = 0; begin < x.rows; begin += kMostRows) {
     const int64_t count = std::min(kMostRows, x.rows - begin);
-    const Tensor in = x.Rows(begin, count), out = y.Rows(begin, count);
+    const Tensor in = x.Rows(begin, count), out = y.Rows(begin, count), add = RowsOf(addend, begin, count);
     if (count <= 8) {
-      Launch<D, 1>(in, w, out, beta, stream);
+      Launch<D, 1>(in, w, out, add, stream);
     } else if (count <= 16) {
-      Launch<D, 2>(in, w, out, beta, stream);
+      Launch<D, 2>(in, w, out, add, stream);
     } else {
-      Launch<D, 4>(in, w, out, beta, stream);
+      Launch<D, 4>(in, w, out, add, stream);
     }
   }
 }
 
 }  // namespace
 
-bool WeightMatmulGguf(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+bool WeightMatmulGguf(Tensor x, const WeightView& w, Tensor y, Tensor addend, cudaStream_t stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
                        (x.rows <= 1 || x.pitch % 8 == 0);
   if (x.dtype != DType::kBF16 || !aligned || w.cols % (kBlock * kBlocks) != 0 || w.rows < 16) return false;
   if (w.rows > INT32_MAX / 2 || w.cols > INT32_MAX / 2) return false;
   switch (w.dtype) {
     case DType::kQ8_0:
-      LaunchFor<DType::kQ8_0>(x, w, y, beta, stream);
+      LaunchFor<DType::kQ8_0>(x, w, y, addend, stream);
       return true;
     case DType::kQ4_0:
-      LaunchFor<DType::kQ4_0>(x, w, y, beta, stream);
+      LaunchFor<DType::kQ4_0>(x, w, y, addend, stream);
       return true;
     case DType::kQ4_1:
-      LaunchFor<DType::kQ4_1>(x, w, y, beta, stream);
+      LaunchFor<DType::kQ4_1>(x, w, y, addend, stream);
       return true;
     default:
       return false;

@@ -39,6 +39,10 @@ struct PairTable {
   }
 };
 
+// What a block asks into the L2 cache, at most, before it waits for the kernel before it: memory need not wait. (Asking
+// further ahead later on does harm: 264 blocks' requests push one another out.)
+constexpr int kPrefetchBytes = 64 << 10;
+
 // Of a block of 64 elements, the 16 that a lane holds begin here. Two blocks of NF4 are 64 bytes, 16 a lane, so that
 // the upper pair of lanes fetches the second block; the pairs then exchange halves.
 __device__ inline int LaneOffset(int quad) { return quad % 2 * 32 + quad / 2 * 16; }
@@ -132,40 +136,74 @@ inline constexpr int kUnitOf = D == DType::kNf4 ? 4 : 2;
 template <int TILES, int kUnit>
 inline constexpr int kBlocksPerMultiprocessor = TILES == 4 || (TILES == 2 && kUnit == 1) ? 1 : 2;
 
+// Weights one under the other: tiles are counted through, and none has rows of two.
+struct StackedWeights {
+  WeightView view[kWeightMatmulParts];
+  int first_tile[kWeightMatmulParts];  // beyond the last: INT32_MAX
+  int first_row[kWeightMatmulParts];
+  int tiles, rows, cols;
+  __device__ int PartOf(int tile) const {
+    int part = 0;
+#pragma unroll
+    for (int p = 1; p < kWeightMatmulParts; ++p) part = tile >= first_tile[p] ? p : part;
+    return part;
+  }
+};
+
+template <bool kHalfBytes>
+__device__ inline void PrefetchTiles(const StackedWeights& weights, int tile_rows) {
+  const int row_bytes = kHalfBytes ? weights.cols / 2 : weights.cols * 2;
+  int left = kPrefetchBytes;
+  for (int tile = static_cast<int>(blockIdx.x); tile < weights.tiles && left > 0; tile += static_cast<int>(gridDim.x)) {
+    const int p = weights.PartOf(tile), row0 = tile * tile_rows - weights.first_row[p];
+    const int bytes = min(left, row_bytes * min(tile_rows, static_cast<int>(weights.view[p].rows) - row0));
+    PrefetchToL2(static_cast<const uint8_t*>(weights.view[p].data) + int64_t{row0} * row_bytes, bytes);
+    left -= bytes;
+  }
+}
+
 // TILES: of 8 rows of x. ROWS: tiles of 16 rows of W that a warp takes at once. A warp's next part of W is on its way
 // while it multiplies the last, also past the end of a tile.
 template <DType D, int kUnit, int TILES, int ROWS, bool kSparse>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUnit>))
-    WeightTiles(const bf16* x, int x_pitch, int m, WeightView w, void* y, bool y_bf16, int64_t y_pitch, float beta,
-                int tiles) {
+    WeightTiles(const bf16* x, int x_pitch, int m, const __grid_constant__ StackedWeights weights,
+                const __grid_constant__ ProductOutput out) {
   constexpr bool kScaled = D == DType::kNf4;
   // Blocks of a part that are multiplied at once: what more need of x would not fit the registers.
   constexpr int kInner = TILES > 1 && kUnit > 1 ? kUnit / 2 : kUnit;
   constexpr int kSums = 16 * ROWS * 8, kBuffers = ROWS == 1 ? 2 : 1;
   using Table = PairTable<kSparse>;
   extern __shared__ uint4 table_storage[];
-  __shared__ float nested_code[kScaled ? 256 : 1];
+  __shared__ float nested_code[kScaled ? kWeightMatmulParts * 256 : 1];
   __shared__ float sums[kBuffers][kSlices][kSums];
   uint8_t* table = reinterpret_cast<uint8_t*>(table_storage);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int blocks = static_cast<int>(w.cols / kBlock), units = blocks / kUnit, rows = static_cast<int>(w.rows);
+  const int tiles = weights.tiles, blocks = weights.cols / kBlock, units = blocks / kUnit;
   const int first = units * warp / kSlices, last = units * (warp + 1) / kSlices;
   RowPart<D, kUnit> next[ROWS][2];
   const auto fetch = [&](int tile, int unit) {
+    const int p = weights.PartOf(tile);
+    const WeightView& w = weights.view[p];
+    const int row0 = tile * (16 * ROWS) - weights.first_row[p], rows = static_cast<int>(w.rows);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {  // rows past the end repeat the last
-        const uint32_t row = static_cast<uint32_t>(min(tile * (16 * ROWS) + r * 16 + h * 8 + group, rows - 1));
+        const uint32_t row = static_cast<uint32_t>(min(row0 + r * 16 + h * 8 + group, rows - 1));
         next[r][h].Fetch(w, row * blocks + unit * kUnit, quad);
       }
     }
   };
   LetNextKernelStart();
   if (first < last) fetch(blockIdx.x, first);
+  if (threadIdx.x == 0) PrefetchTiles<kScaled>(weights, 16 * ROWS);
   if constexpr (kScaled) {
     Table::Fill(table);
-    if (w.absmax_codes != nullptr) nested_code[threadIdx.x] = w.nested_code[threadIdx.x];
+#pragma unroll
+    for (int p = 0; p < kWeightMatmulParts; ++p) {
+      const float* code = weights.view[p].nested_code;
+      if (weights.view[p].absmax_codes != nullptr) nested_code[p * 256 + threadIdx.x] = code[threadIdx.x];
+    }
     __syncthreads();
   }
   WaitForEarlierKernels();
@@ -179,6 +217,8 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
   int buffer = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float total[ROWS][TILES][4] = {};
+    const int p = weights.PartOf(tile);
+    const WeightView& w = weights.view[p];
 #pragma unroll 1
     for (int unit = first; unit < last; ++unit) {
       RowPart<D, kUnit> part[ROWS][2];
@@ -191,8 +231,8 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
       }
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        part[r][0].Prepare(w, nested_code, quad);
-        part[r][1].Prepare(w, nested_code, quad);
+        part[r][0].Prepare(w, nested_code + p * 256, quad);
+        part[r][1].Prepare(w, nested_code + p * 256, quad);
       }
 #pragma unroll(kInner == kUnit ? kUnit : 1)
       for (int begin = 0; begin < kUnit; begin += kInner) {
@@ -242,52 +282,87 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
         }
       }
     }
-    FinishTile(sums, buffer, total, tile * (16 * ROWS), 0, rows, m, y, y_bf16, y_pitch, beta);
+    FinishTile(sums, buffer, total, tile * (16 * ROWS), 0, weights.rows, m, out);
   }
 }
 
+constexpr int RowTiles(int tiles) { return tiles == 4 ? 2 : 1; }  // ROWS by TILES
+
+StackedWeights Stack(std::span<const WeightView> weights, int tile_rows) {
+  StackedWeights stacked{};
+  int64_t rows = 0;
+  for (size_t p = 0; p < kWeightMatmulParts; ++p) {
+    stacked.first_tile[p] = p < weights.size() ? static_cast<int>(rows / tile_rows) : INT32_MAX;
+    stacked.first_row[p] = static_cast<int>(rows);
+    if (p >= weights.size()) continue;
+    stacked.view[p] = weights[p];
+    rows += weights[p].rows;
+  }
+  stacked.rows = static_cast<int>(rows), stacked.cols = static_cast<int>(weights[0].cols);
+  stacked.tiles = static_cast<int>((rows + tile_rows - 1) / tile_rows);
+  return stacked;
+}
+
+struct Product {
+  Tensor x;
+  std::span<const WeightView> weights;
+  Tensor y, addend;
+  cudaStream_t stream;
+  Product Rows(int64_t begin, int64_t count) const {
+    return {x.Rows(begin, count), weights, y.Rows(begin, count), RowsOf(addend, begin, count), stream};
+  }
+};
+
 template <DType D, int kUnit, int TILES, bool kSparse>
-void LaunchWithTable(Tensor x, const WeightView& w, Tensor y, float beta, const Card& card, cudaStream_t stream) {
-  constexpr int ROWS = TILES == 4 ? 2 : 1;
-  const int tiles = static_cast<int>((w.rows + 16 * ROWS - 1) / (16 * ROWS));
-  const int grid = std::min(tiles, card.processors * (kBlocksPerMultiprocessor<TILES, kUnit>));
+void LaunchWithTable(const Product& p, const Card& card) {
+  constexpr int ROWS = RowTiles(TILES);
+  const StackedWeights stacked = Stack(p.weights, 16 * ROWS);
+  const int grid = std::min(stacked.tiles, card.processors * (kBlocksPerMultiprocessor<TILES, kUnit>));
   constexpr size_t kTableBytes = D == DType::kNf4 ? PairTable<kSparse>::kBytes : 0;
-  LaunchEarly(card, WeightTiles<D, kUnit, TILES, ROWS, kSparse>, grid, kTableBytes, stream, x.as<bf16>(),
-              static_cast<int>(x.pitch), static_cast<int>(x.rows), w, y.data, y.dtype == DType::kBF16, y.pitch, beta,
-              tiles);
+  const auto kernel = WeightTiles<D, kUnit, TILES, ROWS, kSparse>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kTableBytes));
+  LaunchEarly(card.starts_early, kernel, static_cast<unsigned>(grid), kThreads, kTableBytes, p.stream, p.x.as<bf16>(),
+              static_cast<int>(p.x.pitch), static_cast<int>(p.x.rows), stacked, ProductOutput(p.y, p.addend));
 }
 
 template <DType D, int kUnit, int TILES>
-void LaunchTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
+void LaunchTiles(const Product& p) {
   const Card card = CurrentCard();
   if (D == DType::kNf4 && card.shared_bytes >= 160 * 1024) {
-    LaunchWithTable<D, kUnit, TILES, D == DType::kNf4>(x, w, y, beta, card, stream);
+    LaunchWithTable<D, kUnit, TILES, D == DType::kNf4>(p, card);
   } else {
-    LaunchWithTable<D, kUnit, TILES, false>(x, w, y, beta, card, stream);
+    LaunchWithTable<D, kUnit, TILES, false>(p, card);
   }
 }
 
 template <DType D, int kUnit>
-void LaunchTilesFor(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
-  if (x.rows <= 8) return LaunchTiles<D, kUnit, 1>(x, w, y, beta, stream);
-  if (x.rows <= 16) return LaunchTiles<D, kUnit, 2>(x, w, y, beta, stream);
-  LaunchTiles<D, kUnit, 4>(x, w, y, beta, stream);
+void LaunchTilesFor(const Product& p) {
+  if (p.x.rows <= 8) return LaunchTiles<D, kUnit, 1>(p);
+  if (p.x.rows <= 16) return LaunchTiles<D, kUnit, 2>(p);
+  LaunchTiles<D, kUnit, 4>(p);
 }
+
+bool OnSixteenBytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // True if tensor cores took it.
 template <DType D>
-bool TryTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
-  const bool aligned = reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
-                       (x.rows <= 1 || x.pitch % 8 == 0);
-  if (x.dtype != DType::kBF16 || !aligned || w.cols % kBlock != 0) return false;
-  if (w.rows > INT32_MAX / 2 || w.cols > INT32_MAX || w.rows * (w.cols / kBlock) > INT32_MAX / 4) return false;
-  const bool whole = w.cols % (kBlock * kUnitOf<D>) == 0;
-  for (int64_t begin = 0; begin < x.rows; begin += kMostRows) {  // more would not fit the registers
-    const int64_t count = std::min(kMostRows, x.rows - begin);
+bool TryTiles(const Product& p) {
+  if (p.x.dtype != DType::kBF16 || !OnSixteenBytes(p.x.data) || (p.x.rows > 1 && p.x.pitch % 8 != 0)) return false;
+  const int64_t cols = p.weights[0].cols;
+  int64_t rows = 0;
+  for (const WeightView& w : p.weights) {
+    if (!OnSixteenBytes(w.data) || w.rows * (cols / kBlock) > INT32_MAX / 4) return false;
+    if (p.weights.size() > 1 && (w.rows == 0 || w.rows % (16 * RowTiles(4)) != 0)) return false;
+    rows += w.rows;
+  }
+  if (cols % kBlock != 0 || cols > INT32_MAX || rows > INT32_MAX / 2) return false;
+  const bool whole = cols % (kBlock * kUnitOf<D>) == 0;
+  for (int64_t begin = 0; begin < p.x.rows; begin += kMostRows) {  // more would not fit the registers
+    const Product some = p.Rows(begin, std::min(kMostRows, p.x.rows - begin));
     if (whole) {
-      LaunchTilesFor<D, kUnitOf<D>>(x.Rows(begin, count), w, y.Rows(begin, count), beta, stream);
+      LaunchTilesFor<D, kUnitOf<D>>(some);
     } else {
-      LaunchTilesFor<D, 1>(x.Rows(begin, count), w, y.Rows(begin, count), beta, stream);
+      LaunchTilesFor<D, 1>(some);
     }
   }
   return true;
@@ -295,9 +370,10 @@ bool TryTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t 
 
 }  // namespace
 
-bool WeightMatmulTiles(Tensor x, const WeightView& w, Tensor y, float beta, cudaStream_t stream) {
-  if (w.dtype == DType::kNf4) return TryTiles<DType::kNf4>(x, w, y, beta, stream);
-  return w.dtype == DType::kBF16 && TryTiles<DType::kBF16>(x, w, y, beta, stream);
+bool WeightMatmulTiles(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream) {
+  const Product product{x, weights, y, addend, stream};
+  if (weights[0].dtype == DType::kNf4) return TryTiles<DType::kNf4>(product);
+  return weights[0].dtype == DType::kBF16 && TryTiles<DType::kBF16>(product);
 }
 
 }  // namespace hone::cuda

@@ -87,6 +87,12 @@ class DryOpsImpl final : public DryOps {
     for (const AugmentPart& part : parts) bytes += Bytes(part.weight) + Bytes(part.b);
     Count(bytes, counts_.decode_bytes);
   }
+  void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) override {
+    checks::AugmentWeight(parts, a, out, act_);
+    double bytes = Bytes(a);
+    for (const AugmentPart& part : parts) bytes += Bytes(part.b);
+    Count(1.5 * bytes);  // fp32 read; written as act where that is bf16
+  }
   float EncodeNf4(Tensor in, const Nf4Buffers&, Tensor scratch) override {
     Count(2 * Bytes(in) + 2 * Bytes(scratch) + 0.5 * static_cast<double>(in.elements()));
     return 0;
@@ -112,9 +118,23 @@ class DryOpsImpl final : public DryOps {
     checks::MatmulAdd(a, ta, b, tb, addend, c);
     Matmul(a, ta, b, tb, c, alpha, 0);
   }
-  void WeightMatmul(Tensor x, const WeightView& weight, Tensor y, float) override {
-    checks::WeightMatmul(x, weight, y, act_);
-    Count(Bytes(weight) + Bytes(x) + Bytes(y));
+  void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend) override {
+    checks::WeightMatmul(x, weights, y, addend, act_);
+    double bytes = Bytes(x) + Bytes(y) + Bytes(addend);
+    for (const WeightView& weight : weights) bytes += Bytes(weight);
+    Count(bytes);
+  }
+  // dy is read once, whichever halves are wanted.
+  void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float, float,
+                       Tensor du) override {
+    checks::AdapterBackward(parts, dy, b, u, du, act_);
+    int64_t products = 0;
+    double bytes = Bytes(dy) + (du.empty() ? 0 : Bytes(b) + Bytes(du)) + (u.empty() ? 0 : Bytes(u));
+    for (const AdapterPart& part : parts) {
+      products += part.db.elements() * ((du.empty() ? 0 : 1) + (u.empty() ? 0 : 1));
+      if (!u.empty()) bytes += 2 * Bytes(part.db);
+    }
+    CountProduct(products, 1, dy.rows, bytes);
   }
   void Add(Tensor x, Tensor y) override {
     checks::Add(x, y, act_);
@@ -167,6 +187,10 @@ class DryOpsImpl final : public DryOps {
     ++counts_.launches;
   }
 
+  void ArgMax(Tensor logits, Tensor out) override {
+    checks::ArgMax(logits, out);
+    Count(Bytes(logits) + Bytes(out));
+  }
   void LogProb(Tensor logits, Tensor targets, const LogitTransform&, LogProbMode mode, Tensor log_probs) override {
     checks::LogProb(logits, targets, log_probs, act_);
     Count(Bytes(logits) * (mode == LogProbMode::kUnitGradient ? 2 : 1) + Bytes(targets) + Bytes(log_probs),

@@ -95,8 +95,9 @@ absl::Status Run(const Options& options) {
   std::printf("card %s; copy %.0f GB/s; weights %.0f MB a token: at most %.1f steps/s; loaded in %.1f s\n",
               backend->name().c_str(), rate / 1e9, bytes / 1e6, 1 / floor,
               std::chrono::duration<double>(Clock::now() - begin).count());
-  std::mt19937 random(1);
+  std::vector<int32_t> alone;  // what the first request gave in the first batch
   for (const int64_t batch : options.batch) {
+    std::mt19937 random(1);
     std::vector<GenerationRequest> requests(batch);
     for (GenerationRequest& request : requests) {
       for (int64_t i = 0; i < options.prompt; ++i)
@@ -107,9 +108,11 @@ absl::Status Run(const Options& options) {
       // Times of the steps that gave every sequence a token: the first are the prompts'.
       std::vector<Clock::time_point> steps;
       int64_t tokens = 0;
+      std::vector<int32_t> ids;
       begin = Clock::now();
-      const auto reasons = session->Run(requests, AdapterMode::kOff, [&](int64_t request, int32_t) {
+      const auto reasons = session->Run(requests, AdapterMode::kOff, [&](int64_t request, int32_t token) {
         ++tokens;
+        if (request == 0) ids.push_back(token);
         if (request == 0) steps.push_back(Clock::now());
         if (round == 2 && request == 0 && steps.size() == 20) timed.timed().Record(true);
         if (round == 2 && request == 0 && steps.size() == 21) timed.timed().Record(false);
@@ -118,17 +121,21 @@ absl::Status Run(const Options& options) {
       HONE_RETURN_IF_ERROR(reasons.status());
       const double total = std::chrono::duration<double>(Clock::now() - begin).count();
       if (round == 2) PrintOps(timed.timed().Take());
+      if (alone.empty()) alone = ids;
+      const auto same = std::mismatch(ids.begin(), ids.end(), alone.begin(), alone.end()).first - ids.begin();
       if (round != 1 || steps.size() < 8) continue;
       std::vector<double> seconds;
       for (size_t i = 1; i < steps.size(); ++i)
         seconds.push_back(std::chrono::duration<double>(steps[i] - steps[i - 1]).count());
       std::sort(seconds.begin(), seconds.end());
       const double step = seconds[seconds.size() / 2];
+      const double rest = std::chrono::duration<double>(steps.back() - steps.front()).count();
       std::printf(
           "batch %3lld: step %.3f ms, %.0f tok/s decoding; %.1f%% of the floor of its weights; first token %.1f ms; "
-          "%lld tokens in %.2f s\n",
-          static_cast<long long>(batch), 1e3 * step, static_cast<double>(batch) / step, 100 * floor / step,
-          1e3 * std::chrono::duration<double>(steps[0] - begin).count(), static_cast<long long>(tokens), total);
+          "%lld tokens in %.2f s; the first request's first %lld tokens as in the first batch\n",
+          static_cast<long long>(batch), 1e3 * step, static_cast<double>(tokens - batch) / rest, 100 * floor / step,
+          1e3 * std::chrono::duration<double>(steps[0] - begin).count(), static_cast<long long>(tokens), total,
+          static_cast<long long>(same));
     }
   }
   return absl::OkStatus();

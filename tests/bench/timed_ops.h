@@ -111,6 +111,9 @@ class TimedOps : public Ops {
   void AugmentWeight(std::span<const AugmentPart> p, Tensor a, Tensor o) override {
     Do(OpPart::kDecode, "AugmentWeight", [&](Ops& ops) { ops.AugmentWeight(p, a, o); });
   }
+  void RefreshAdapters(std::span<const AugmentPart> p, Tensor a, Tensor o) override {
+    Do(OpPart::kElementwise, "RefreshAdapters", [&](Ops& ops) { ops.RefreshAdapters(p, a, o); });
+  }
   float EncodeNf4(Tensor i, const Nf4Buffers& o, Tensor s) override { return inner_.EncodeNf4(i, o, s); }
   void EmbeddingRows(const WeightView& t, Tensor i, Tensor o) override {
     Do(OpPart::kElementwise, "EmbeddingRows", [&](Ops& ops) { ops.EmbeddingRows(t, i, o); });
@@ -131,8 +134,20 @@ class TimedOps : public Ops {
     Do(PartOf(c.rows, c.cols, k), "MatmulAdd", [&](Ops& ops) { ops.MatmulAdd(a, ta, b, tb, addend, c, alpha); });
     Shape(a, ta, b, tb, c, k);
   }
-  void WeightMatmul(Tensor x, const WeightView& w, Tensor y, float beta) override {
-    Do(OpPart::kWeightMatmul, "WeightMatmul", [&](Ops& ops) { ops.WeightMatmul(x, w, y, beta); });
+  void WeightMatmul(Tensor x, std::span<const WeightView> w, Tensor y, Tensor addend) override {
+    Do(OpPart::kWeightMatmul, "WeightMatmul", [&](Ops& ops) { ops.WeightMatmul(x, w, y, addend); });
+  }
+  void ArgMax(Tensor logits, Tensor out) override {
+    Do(OpPart::kHead, "ArgMax", [&](Ops& ops) { ops.ArgMax(logits, out); });
+  }
+  void AdapterBackward(std::span<const AdapterPart> p, Tensor dy, Tensor b, Tensor u, float alpha, float beta,
+                       Tensor du) override {
+    Do(OpPart::kAdapter, "AdapterBackward", [&](Ops& ops) { ops.AdapterBackward(p, dy, b, u, alpha, beta, du); });
+    if (!on_) return;
+    OpRecord& r = records_.back();
+    r.m = dy.rows, r.n = b.cols, r.k = dy.cols;
+    for (const Tensor& t : {dy, b, u, du})
+      r.operand_bytes += static_cast<double>(t.elements()) * static_cast<double>(BlockBytes(t.dtype));
   }
   void Add(Tensor x, Tensor y) override {
     Do(OpPart::kElementwise, "Add", [&](Ops& ops) { ops.Add(x, y); });

@@ -20,10 +20,13 @@ struct MatmulShape {
   bool fp32_out = false;
 };
 OpCase MatmulCase(const MatmulShape& shape);
+enum class Addend : uint8_t { kNone, kApart, kInPlace };
 struct WeightMatmulShape {
   DType stored = DType::kNf4;
-  int64_t m = 0, n = 0, k = 0;
-  float beta = 0;
+  int64_t m = 0;
+  std::vector<int64_t> n;
+  int64_t k = 0;
+  Addend addend = Addend::kNone;
   bool fp32_out = false, nested = true;
   int64_t gap = 8;  // of x
 };
@@ -52,6 +55,7 @@ OpCase AttentionBackwardCase(const AttentionLayout& layout, const AttentionShape
 // --- cases_head.cc
 OpCase LogProbCase(int64_t rows, int64_t vocabulary, LogitTransform transform, LogProbMode mode, bool fp32_logits);
 OpCase LogProbModesCase(int64_t rows, int64_t vocabulary, LogitTransform transform);
+OpCase ArgMaxCase(int64_t rows, int64_t vocabulary, bool with_nan);
 OpCase SumSquaresCase(int64_t count);
 OpCase AdamWCase(int64_t count, float max_grad_norm, float weight_decay);
 
@@ -62,6 +66,7 @@ OpCase TransferCase(int64_t rows, int64_t cols);
 
 void AddDataCases(std::vector<OpCase>& cases);
 void AddLinearCases(std::vector<OpCase>& cases);
+void AddAdapterCases(std::vector<OpCase>& cases);
 void AddBlockCases(std::vector<OpCase>& cases);
 void AddAttentionCases(std::vector<OpCase>& cases);
 void AddHeadCases(std::vector<OpCase>& cases);

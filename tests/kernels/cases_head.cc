@@ -1,4 +1,6 @@
 // Log-probabilities and the optimiser.
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "kernels/reference/head.h"
@@ -64,6 +66,33 @@ OpCase LogProbModesCase(int64_t rows, int64_t vocabulary, LogitTransform transfo
           }};
 }
 
+// Rows of few distinct values: the largest stands in several places, and the first counts.
+OpCase ArgMaxCase(int64_t rows, int64_t vocabulary, bool with_nan) {
+  return {StrCat("argmax/m=", rows, ",v=", vocabulary, with_nan ? ",nan" : ""), [=](CaseTensors& t) {
+            Values values(static_cast<size_t>(rows * vocabulary));
+            for (double& v : values) {
+              v = -3.5 + static_cast<double>(t.Below(8)) * 0.5;
+              if (with_nan && t.Below(3) == 0) v = NAN;
+            }
+            if (with_nan) std::fill_n(values.begin(), vocabulary, NAN);
+            if (rows > 1) std::fill_n(values.end() - vocabulary, vocabulary, -INFINITY);
+            const Tensor logits = t.From(DType::kF32, rows, vocabulary, values, vocabulary % 8 == 0 ? 8 : 1);
+            const Tensor out = t.Output(DType::kI32, 1, rows);
+            Values exact;
+            for (int64_t i = 0; i < rows; ++i) {
+              int64_t best = -1;
+              for (int64_t j = 0; j < vocabulary; ++j) {
+                const double v = values[i * vocabulary + j];
+                if (!std::isnan(v) && (best < 0 || v > values[i * vocabulary + best])) best = j;
+              }
+              exact.push_back(static_cast<double>(std::max<int64_t>(best, 0)));
+            }
+            return PreparedCase{[=](Ops& ops) { ops.ArgMax(logits, out); },
+                                [=](CaseTensors& c) { c.ExpectExactly("out", out, exact); }, 0,
+                                static_cast<double>(rows * vocabulary * 4)};
+          }};
+}
+
 OpCase SumSquaresCase(int64_t count) {
   return {StrCat("sum_squares/n=", count), [=](CaseTensors& t) {
             const Tensor x = t.Random(DType::kF32, 1, count), out = t.Output(DType::kF32, 1, 1);
@@ -117,6 +146,12 @@ void AddHeadCases(std::vector<OpCase>& cases) {
   }
   for (int64_t vocabulary : {101, 1000, 49152, 128256, 151936}) cases.push_back(LogProbModesCase(2, vocabulary, {}));
   cases.push_back(LogProbModesCase(2, 128256, {1, 30}));
+  for (bool with_nan : {false, true}) {
+    cases.push_back(ArgMaxCase(1, 1, with_nan));
+    cases.push_back(ArgMaxCase(7, 33, with_nan));
+    cases.push_back(ArgMaxCase(3, 128256, with_nan));
+    cases.push_back(ArgMaxCase(33, 1000, with_nan));
+  }
   for (int64_t n : {1, 63, 1000, 300001}) cases.push_back(SumSquaresCase(n));
   cases.push_back(AdamWCase(1, 0, 0));
   cases.push_back(AdamWCase(1001, 1, 0.01f));

@@ -40,30 +40,47 @@ OpCase MatmulCase(const MatmulShape& s) {
 }
 
 OpCase WeightMatmulCase(const WeightMatmulShape& s) {
-  const std::string name =
-      StrCat("weight_matmul/", DTypeName(s.stored), s.nested ? "" : "_plain", ",m=", s.m, ",n=", s.n, ",k=", s.k,
-             ",beta=", s.beta, s.fp32_out ? ",to_f32" : "", ",gap=", s.gap);
+  std::string rows;
+  for (int64_t n : s.n) rows += StrCat(rows.empty() ? "" : "+", n);
+  const char* addend_name = s.addend == Addend::kNone ? "" : s.addend == Addend::kApart ? ",add" : ",add_in_place";
+  const std::string name = StrCat("weight_matmul/", DTypeName(s.stored), s.nested ? "" : "_plain", ",m=", s.m,
+                                  ",n=", rows, ",k=", s.k, addend_name, s.fp32_out ? ",to_f32" : "", ",gap=", s.gap);
   return {name, [=](CaseTensors& t) {
             const Tensor x = t.Random(t.act(), s.m, s.k, 1, s.gap);
-            const CaseTensors::Weight w = t.RandomWeight(s.stored, s.n, s.k, s.nested);
+            std::vector<WeightView> views, hosts;
+            int64_t all = 0;
+            for (int64_t n : s.n) {
+              const CaseTensors::Weight w = t.RandomWeight(s.stored, n, s.k, s.nested);
+              views.push_back(w.device), hosts.push_back(w.host);
+              all += n;
+            }
             const DType out = s.fp32_out ? DType::kF32 : t.act();
-            const Tensor y = s.beta == 0 ? t.Output(out, s.m, s.n, 8) : t.Random(out, s.m, s.n, 1, 8);
+            const Tensor y =
+                s.addend == Addend::kInPlace ? t.Random(out, s.m, all, 1, 8) : t.Output(out, s.m, all, 8);
+            const Tensor addend = s.addend == Addend::kNone      ? Tensor{}
+                                  : s.addend == Addend::kInPlace ? y
+                                                                 : t.Random(out, s.m, all, 1, 3);
             const bool half = t.act() == DType::kBF16;
             return PreparedCase{
-                [=](Ops& ops) { ops.WeightMatmul(x, w.device, y, s.beta); },
+                [=](Ops& ops) { ops.WeightMatmul(x, views, y, addend); },
                 [=](CaseTensors& tensors) {
-                  auto exact = tensors.MatrixBefore(y);
-                  reference::Matrix<double> weight(s.n, s.k);
-                  for (size_t i = 0; i < weight.values.size(); ++i) {
-                    weight.values[i] = reference::DecodeElement(w.host, static_cast<int64_t>(i));
+                  reference::Matrix<double> exact(s.m, all);
+                  if (!addend.empty()) exact = tensors.MatrixBefore(addend);
+                  reference::Matrix<double> weight(all, s.k);
+                  size_t at = 0;
+                  for (const WeightView& host : hosts) {
+                    for (int64_t i = 0; i < host.rows * s.k; ++i) {
+                      weight.values[at++] = reference::DecodeElement(host, i);
+                    }
                   }
                   auto rounded = exact;
                   const auto before = tensors.MatrixBefore(x);
-                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, exact, 1.0f, s.beta);
+                  const float beta = addend.empty() ? 0 : 1;
+                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, exact, 1.0f, beta);
                   if (half) {
                     for (double& v : weight.values) v = reference::RoundToBf16(static_cast<float>(v));
                   }
-                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, rounded, 1.0f, s.beta);
+                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, rounded, 1.0f, beta);
                   if (out == DType::kBF16) {
                     for (double& v : rounded.values) v = reference::RoundToBf16(static_cast<float>(v));
                   }
@@ -71,7 +88,7 @@ OpCase WeightMatmulCase(const WeightMatmulShape& s) {
                   const Bound bound = half && s.fp32_out ? Bound{5.1e-6, 2} : kUsual;
                   tensors.Expect("y", y, exact.values, rounded.values, bound);
                 },
-                2.0 * static_cast<double>(s.m * s.n * s.k), 0};
+                2.0 * static_cast<double>(s.m * all * s.k), 0};
           }};
 }
 
@@ -145,6 +162,42 @@ OpCase AugmentCase(const std::string& name, const std::vector<AugmentedPart>& pa
           }};
 }
 
+// What AugmentWeight made gets other values of A and B; decoded columns stay.
+OpCase RefreshCase(const std::string& name, const std::vector<AugmentedPart>& parts, int64_t k, int64_t a_rows,
+                   int64_t spare) {
+  return {"refresh_adapters/" + name, [=](CaseTensors& t) {
+            std::vector<AugmentPart> views;
+            int64_t n = 0;
+            for (const AugmentedPart& part : parts) n += part.rows;
+            Values before(static_cast<size_t>((n + spare) * (k + spare)), 0);
+            for (int64_t i = 0; i < n * (k + spare); ++i) {
+              if (i % (k + spare) < k) before[i] = t.Normal();
+            }
+            Values exact(before.size(), NAN);
+            const auto fill = [&](Tensor from, int64_t row, int64_t column) {
+              const Values values = t.Before(from);
+              for (size_t i = 0; i < values.size(); ++i) {
+                const auto at = static_cast<int64_t>(i);
+                exact[(row + at / from.cols) * (k + spare) + column + at % from.cols] = values[i];
+              }
+            };
+            int64_t row = 0;
+            for (const AugmentedPart& part : parts) {
+              WeightView shape;
+              shape.dtype = part.stored, shape.rows = part.rows, shape.cols = k;
+              const Tensor b = part.rank == 0 ? Tensor{} : t.Random(DType::kF32, part.rows, part.rank);
+              views.push_back({shape, b, part.column});
+              if (!b.empty()) fill(b, row, k + part.column);
+              row += part.rows;
+            }
+            const Tensor a = t.Random(DType::kF32, a_rows, k);
+            fill(a, n, 0);
+            const Tensor out = t.From(t.act(), n + spare, k + spare, before, 8);
+            return PreparedCase{[=](Ops& ops) { ops.RefreshAdapters(views, a, out); },
+                                [=](CaseTensors& c) { c.ExpectExactly("out", out, exact); }, 0, 0};
+          }};
+}
+
 void AddAugmentCases(std::vector<OpCase>& cases) {
   for (DType stored : {DType::kNf4, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kBF16, DType::kF16, DType::kF32}) {
     cases.push_back(AugmentCase(StrCat(DTypeName(stored), ",one"), {{stored, 40, 16, 0}}, 192, 16, 64));
@@ -159,6 +212,10 @@ void AddAugmentCases(std::vector<OpCase>& cases) {
       AugmentCase("mixed", {{DType::kQ4_0, 33, 8, 0}, {DType::kQ8_0, 17, 8, 8}, {DType::kF16, 5, 0, 0}}, 96, 16, 64));
   cases.push_back(AugmentCase("no_adapter", {{DType::kQ4_1, 33, 0, 0}, {DType::kQ4_1, 9, 0, 0}}, 96, 0, 0));
   cases.push_back(AugmentCase("off", {{DType::kNf4, 33, 0, 0}}, 128, 0, 64));
+  cases.push_back(RefreshCase("one", {{DType::kNf4, 40, 16, 0}}, 192, 16, 64));
+  cases.push_back(
+      RefreshCase("three", {{DType::kQ8_0, 64, 8, 0}, {DType::kNf4, 24, 0, 0}, {DType::kF16, 24, 16, 8}}, 64, 24, 64));
+  cases.push_back(RefreshCase("narrow", {{DType::kBF16, 7, 3, 0}, {DType::kBF16, 6, 3, 3}}, 33, 6, 16));
   cases.push_back(AugmentCase("narrow", {{DType::kBF16, 7, 3, 0}, {DType::kBF16, 6, 3, 3}}, 33, 6, 16));
 }
 
@@ -254,17 +311,24 @@ void AddLinearCases(std::vector<OpCase>& cases) {
   cases.push_back(MatmulCase({97, 768, 200, no, no}));
   cases.push_back(MatmulCase({16, 592, 640, yes, no}));
   for (DType stored : {DType::kF32, DType::kF16, DType::kBF16, DType::kNf4, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1}) {
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 1, .n = 67, .k = 512}));
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 8, .n = 32, .k = 576, .beta = 1}));
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 13, .n = 48, .k = 256, .fp32_out = true}));
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 31, .n = 37, .k = 1024, .beta = 0.5f}));
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 64, .n = 96, .k = 768}));
-    cases.push_back(WeightMatmulCase({.stored = stored, .m = 3, .n = 19, .k = 96, .gap = 5}));  // rows off 16 bytes
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 1, .n = {67}, .k = 512}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 8, .n = {32}, .k = 576, .addend = Addend::kInPlace}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 13, .n = {48}, .k = 256, .fp32_out = true}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 31, .n = {37}, .k = 1024, .addend = Addend::kApart}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 64, .n = {96}, .k = 768}));
+    // Several weights: whole tiles, and what no tile divides.
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 1, .n = {96, 32, 64}, .k = 1024}));
+    cases.push_back(
+        WeightMatmulCase({.stored = stored, .m = 37, .n = {64, 32}, .k = 512, .addend = Addend::kApart}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 12, .n = {48, 16, 16}, .k = 576}));
+    cases.push_back(WeightMatmulCase(
+        {.stored = stored, .m = 2, .n = {19, 40}, .k = 256, .addend = Addend::kInPlace, .fp32_out = true}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 3, .n = {19}, .k = 96, .gap = 5}));  // rows off 16 bytes
   }
-  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 5, .n = 33, .k = 512, .nested = false}));
-  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 2, .n = 17, .k = 94}));  // blocks that cross rows
-  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 4, .n = 6, .k = 33}));   // rows from the low nibble
-  cases.push_back(WeightMatmulCase({.stored = DType::kBF16, .m = 4, .n = 7, .k = 77}));
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 5, .n = {33}, .k = 512, .nested = false}));
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 2, .n = {17}, .k = 94}));  // blocks that cross rows
+  cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 4, .n = {6}, .k = 33}));   // rows from the low nibble
+  cases.push_back(WeightMatmulCase({.stored = DType::kBF16, .m = 4, .n = {7}, .k = 77}));
   for (auto [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3, 33}, {65, 576}}) {
     cases.push_back(AddCase(rows, cols));
     cases.push_back(AddBiasCase(rows, cols, false));

@@ -317,7 +317,8 @@ void RowsIndependentOfM(Rig& rig, int64_t n, int64_t k, Transpose tb, std::vecto
        differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
 }
 
-// A token's product with a stored weight does not depend on how many tokens are generated beside it.
+// A token's product with a stored weight does not depend on how many tokens are generated beside it, nor on the weights
+// that share the launch.
 void WeightRowsIndependentOfM(Rig& rig, DType stored, int64_t n, int64_t k, std::vector<CompositeResult>& results) {
   Ops& ops = rig.ops;
   const Tensor x = rig.Put(rig.Random(kWeightMatmulRows, k), rig.act);
@@ -340,18 +341,29 @@ void WeightRowsIndependentOfM(Rig& rig, DType stored, int64_t n, int64_t k, std:
     w.nested_absmax = static_cast<const float*>(put(nested));
   }
   const Tensor y = rig.New(DType::kF32, kWeightMatmulRows, n);
-  ops.WeightMatmul(x, w, y);
+  ops.WeightMatmul(x, {&w, 1}, y);
   const Matrix all = rig.Get(y);
   std::string differing;
   for (const auto& [first, m] :
        {std::pair<int64_t, int64_t>{0, 1}, {5, 1}, {3, 8}, {7, 9}, {30, 16}, {1, 17}, {20, 33}}) {
-    ops.WeightMatmul(x.Rows(first, m), w, y.Rows(0, m));
+    ops.WeightMatmul(x.Rows(first, m), {&w, 1}, y.Rows(0, m));
     const Matrix some = rig.Get(y.Rows(0, m));
     for (int64_t i = 0; i < m * n; ++i) {
       if (some.v[static_cast<size_t>(i)] == all.v[static_cast<size_t>(first * n + i)]) continue;
       differing += StrCat(" m=", m);
       break;
     }
+  }
+  const std::vector<WeightView> thrice(3, w);
+  const Tensor wide = rig.New(DType::kF32, kWeightMatmulRows, 3 * n);
+  for (const int64_t m : {1, 12, 33}) {
+    ops.WeightMatmul(x.Rows(0, m), thrice, wide.Rows(0, m));
+    const Matrix some = rig.Get(wide.Rows(0, m));
+    bool same = true;
+    for (int64_t i = 0; i < 3 * m * n; ++i) {
+      same &= some.v[static_cast<size_t>(i)] == all.v[static_cast<size_t>(i / (3 * n) * n + i % n)];
+    }
+    if (!same) differing += StrCat(" three weights, m=", m);
   }
   results.push_back(
       {StrCat("rows of a stored weight's product independent of m: ", DTypeName(stored), " n ", n, ", k ", k),
@@ -380,6 +392,48 @@ void NarrowRowsIndependentOfM(Rig& rig, int64_t n, int64_t k, Transpose tb, std:
   results.push_back(
       {StrCat("rows of a product independent of M, narrow: n ", n, ", k ", k, tb == kT ? "" : ", b not transposed"),
        differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
+}
+
+// du of AdapterBackward at numbers of rows that are shared out differently; alone; and in fp32 sums of dB alone.
+void AdapterRowsIndependentOfM(Rig& rig, const std::vector<int64_t>& parts, int64_t r,
+                               std::vector<CompositeResult>& results) {
+  Ops& ops = rig.ops;
+  constexpr int64_t kRows = 192, kMost = 4608, kSpare = 128;
+  int64_t n = 0;
+  for (int64_t part : parts) n += part;
+  const Tensor first = rig.Put(rig.Random(kRows, n), rig.act), first_u = rig.Put(rig.Random(kRows, kSpare), rig.act);
+  const Tensor dy = rig.New(rig.act, kMost, n), u = rig.New(rig.act, kMost, kSpare);
+  for (int64_t row = 0; row < kMost; row += kRows) {
+    ops.Copy(first, dy.Rows(row, kRows)), ops.Copy(first_u, u.Rows(row, kRows));
+  }
+  const Tensor b = rig.New(rig.act, n, kSpare), du = rig.New(rig.act, kMost, kSpare), db = rig.New(DType::kF32, n, r);
+  ops.Fill(b, 0);
+  std::vector<AdapterPart> all;
+  int64_t at = 0, column = 0;
+  for (int64_t part : parts) {
+    ops.Copy(rig.Put(rig.Random(part, r), rig.act), b.Sub(at, part, column, r));
+    all.push_back({part, db.Rows(at, part), column});
+    at += part, column += r;
+  }
+  std::vector<double> base;
+  std::string differing;
+  for (const int64_t m : {kRows, int64_t{1152}, kMost}) {
+    ops.Fill(db, 0);
+    ops.AdapterBackward(all, dy.Rows(0, m), b, u.Rows(0, m), 2, 0, du.Rows(0, m));
+    const std::vector<double> both = rig.Get(db).v;
+    for (const int64_t row : {int64_t{0}, m - kRows}) {
+      const std::vector<double> got = rig.Get(du.Rows(row, kRows)).v;
+      if (base.empty()) base = got;
+      if (got != base) differing += StrCat(" du, M=", m, " row ", row);
+    }
+    ops.Fill(db, 0), ops.Fill(du, 0);
+    ops.AdapterBackward(all, dy.Rows(0, m), b, {}, 2, 0, du.Rows(0, m));
+    ops.AdapterBackward(all, dy.Rows(0, m), b, u.Rows(0, m), 2, 0, {});
+    if (rig.Get(du.Rows(0, kRows)).v != base) differing += StrCat(" du alone, M=", m);
+    if (rig.Get(db).v != both) differing += StrCat(" dB alone, M=", m);
+  }
+  results.push_back({StrCat("adapter's backward products independent of M and of each other: n ", n, ", r ", r),
+                     differing.empty(), differing.empty() ? "bit-equal" : StrCat("differ:", differing)});
 }
 
 // The same where each number of rows has the algorithm that was fastest for it, and after the file that keeps them was
@@ -497,6 +551,14 @@ std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& 
       with_rig("rows of a product", [&](Rig& rig) { NarrowRowsIndependentOfM(rig, n, 1088, tb, results); });
     }
   }
+  for (const int64_t r : {8, 16, 32}) {
+    with_rig("adapter's backward products", [&](Rig& rig) {
+      AdapterRowsIndependentOfM(rig, {896, 128, 128}, r, results);
+    });
+    with_rig("adapter's backward products", [&](Rig& rig) {
+      AdapterRowsIndependentOfM(rig, {4864, 4864}, r, results);
+    });
+  }
   const std::string cache = StrCat("/tmp/hone_tuning_test_", static_cast<int64_t>(getpid()), ".txt");
   for (const Transpose tb : {kT, kN}) {
     std::remove(cache.c_str());
@@ -505,8 +567,10 @@ std::vector<CompositeResult> RunComposites(Backend& backend, const std::string& 
   std::remove(cache.c_str());
   for (const DType stored : {DType::kNf4, DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
     for (const int64_t k : {512, 576}) {
-      with_rig("rows of a stored weight's product",
-               [&](Rig& rig) { WeightRowsIndependentOfM(rig, stored, 200, k, results); });
+      with_rig("rows of a stored weight's product", [&](Rig& rig) {
+        WeightRowsIndependentOfM(rig, stored, 200, k, results);
+        WeightRowsIndependentOfM(rig, stored, 192, k, results);  // whole tiles: several weights in one launch
+      });
     }
   }
   for (const int64_t head_dim : {20, 64, 96, 128, 256}) {

@@ -1,6 +1,7 @@
 // Two-layer models of every family against transformers + PEFT in fp32 (tests/golden/make_model.py): log-probabilities
 // with and without the adapter, every LoRA gradient, greedy tokens; packed and one document at a time, at every
 // recompute level.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -14,6 +15,7 @@
 #include "kernels/dry/dry_ops.h"
 #include "proto/base/file.h"
 #include "proto/base/json.h"
+#include "proto/base/status.h"
 
 namespace hone {
 namespace {
@@ -199,6 +201,61 @@ TEST_P(GoldenModel, GreedyTokensEqualGenerate) {
     expected.erase(eos, expected.end());
   EXPECT_EQ(ids[0], expected);
   EXPECT_EQ(ids[2], expected);
+}
+
+// The CPU, which refuses some requests for memory.
+class RefusingBackend : public Backend {
+ public:
+  explicit RefusingBackend(Backend& inner) : inner_(inner) {}
+  int accept = 0, refuse = 0;  // so many calls, then so many that fail
+  Ops& ops() override { return inner_.ops(); }
+  std::string name() const override { return inner_.name(); }
+  uint64_t FreeBytes() const override { return inner_.FreeBytes(); }
+  absl::StatusOr<std::unique_ptr<MemoryBlock>> Reserve(uint64_t bytes) override {
+    if (accept > 0) {
+      --accept;
+    } else if (refuse > 0) {
+      --refuse;
+      return ResourceExhausted("no room for ", bytes, " bytes");
+    }
+    return inner_.Reserve(bytes);
+  }
+  absl::StatusOr<std::unique_ptr<MemoryBlock>> ReservePinned(uint64_t bytes) override {
+    return inner_.ReservePinned(bytes);
+  }
+
+ private:
+  Backend& inner_;
+};
+
+TEST_P(GoldenModel, GeneratesFewerAtOnceWhereMemoryEnds) {
+  const Fixture fixture = Load(GetParam());
+  const auto cpu = *OpenCpu({1});
+  RefusingBackend backend(*cpu);
+  const auto session = *InferenceSession::Open(backend, *fixture.files, nullptr);
+  const auto generate = [&](size_t count, int64_t tokens) {
+    GenerationRequest request;
+    request.prompt = fixture.documents[1];
+    request.sampling.max_new_tokens = tokens;
+    std::vector<std::vector<int32_t>> ids(count);
+    const auto reasons = session->Run(std::vector<GenerationRequest>(count, request), AdapterMode::kOff,
+                                      [&](int64_t r, int32_t token) {
+                                        ids[r].push_back(token);
+                                        return true;
+                                      });
+    return reasons.ok() ? absl::StatusOr<std::vector<std::vector<int32_t>>>(ids) : reasons.status();
+  };
+  backend.refuse = 1000;
+  EXPECT_TRUE(absl::IsResourceExhausted(generate(5, 3).status()));
+  backend.refuse = 0;
+  const std::vector<int32_t> alone = generate(1, 5)->front();
+  ASSERT_FALSE(alone.empty());
+  backend.refuse = 2;  // the cache of seven, and of three
+  EXPECT_EQ(*generate(7, 5), std::vector(7, alone));
+  EXPECT_EQ(backend.refuse, 0);
+  backend.accept = 1, backend.refuse = 1;  // the buffers beside the cache
+  EXPECT_EQ(*generate(20, 5), std::vector(20, alone));
+  EXPECT_EQ(*generate(9, 5), std::vector(9, alone));
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenModel, testing::Values("llama", "llama3rope", "qwen2", "mistral", "qwen3"),

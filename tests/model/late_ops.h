@@ -42,6 +42,7 @@ class LateOps final : public Ops {
   void Synchronize() override { inner_.Synchronize(); }
   void DecodeWeight(const WeightView& w, Tensor o) override { inner_.DecodeWeight(w, o); }
   void AugmentWeight(std::span<const AugmentPart> p, Tensor a, Tensor o) override { inner_.AugmentWeight(p, a, o); }
+  void RefreshAdapters(std::span<const AugmentPart> p, Tensor a, Tensor o) override { inner_.RefreshAdapters(p, a, o); }
   float EncodeNf4(Tensor i, const Nf4Buffers& o, Tensor s) override { return inner_.EncodeNf4(i, o, s); }
   void EmbeddingRows(const WeightView& t, Tensor i, Tensor o) override { inner_.EmbeddingRows(t, i, o); }
   void GatherRows(Tensor i, Tensor r, Tensor o) override { inner_.GatherRows(i, r, o); }
@@ -52,7 +53,14 @@ class LateOps final : public Ops {
   void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor d, Tensor c, float alpha) override {
     inner_.MatmulAdd(a, ta, b, tb, d, c, alpha);
   }
-  void WeightMatmul(Tensor x, const WeightView& w, Tensor y, float b) override { inner_.WeightMatmul(x, w, y, b); }
+  void WeightMatmul(Tensor x, std::span<const WeightView> w, Tensor y, Tensor a) override {
+    inner_.WeightMatmul(x, w, y, a);
+  }
+  void ArgMax(Tensor l, Tensor o) override { inner_.ArgMax(l, o); }
+  void AdapterBackward(std::span<const AdapterPart> p, Tensor dy, Tensor b, Tensor u, float alpha, float beta,
+                       Tensor du) override {
+    inner_.AdapterBackward(p, dy, b, u, alpha, beta, du);
+  }
   void Add(Tensor x, Tensor y) override { inner_.Add(x, y); }
   void AddBias(Tensor b, Tensor y) override { inner_.AddBias(b, y); }
   void ScaleRows(Tensor x, Tensor f) override { inner_.ScaleRows(x, f); }
