@@ -43,6 +43,17 @@ Fault FaultOf(const absl::Status& error) {
   return Fault::kOther;
 }
 
+std::string DeviceErrorText(std::string_view message) {
+  constexpr std::string_view kInvariant = "invariant broken: ";
+  if (const size_t at = message.find(kInvariant); at != std::string_view::npos) {
+    message.remove_prefix(at + kInvariant.size());
+    const size_t condition = message.find(": ");
+    if (condition != std::string_view::npos) message.remove_prefix(condition + 2);
+  }
+  return StrCat("the card reported an error: ", message,
+                "; other jobs are not touched by it. Its last checkpoint is kept; the worker's log says where it was");
+}
+
 std::optional<Cause> MissingInput(const v1::JobSpec& resolved) {
   if (auto cause = Missing(kModelMissing, "model.source", resolved.model().source())) return cause;
   if (auto cause = Missing(kDataMissing, "data.train", resolved.data().train())) return cause;

@@ -28,6 +28,8 @@ enum class Fault {
   kNotFinite,    // the loss or a gradient is no number
 };
 Fault FaultOf(const absl::Status& error);
+// A device error for people: the driver's words without the place in our source.
+std::string DeviceErrorText(std::string_view message);
 
 // A cause to hold a job for.
 struct Cause {

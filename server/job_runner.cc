@@ -483,7 +483,8 @@ JobUpdate JobRunner::ErrorOutcome(const JobHead& head) {
                              : fault == Fault::kNotFinite ? "LOSS_NOT_FINITE"
                                                           : ReasonOf(error);
   update.end_attempt = {"failed", text};
-  update.states.push_back({v1::FAILED, reason, text});
+  update.states.push_back(
+      {v1::FAILED, reason, fault == Fault::kDeviceError ? Clip(DeviceErrorText(ToStd(error.message()))) : text});
   return update;
 }
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <condition_variable>
+#include <cstdio>
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -230,6 +231,8 @@ int Serve(int fd, const std::string& fault) {
   } catch (const std::exception& error) {  // an invariant, or the host out of memory: this job ends, not the daemon
     status = Internal(error.what());
   }
+  // Into the job's log, too: it is where people look.
+  if (!status.ok()) std::fprintf(stderr, "honed-worker: %s\n", std::string(status.message()).c_str());
   done.set_code(static_cast<int32_t>(status.code()));
   done.set_message(std::string(status.message()));
   done.set_field(FieldOf(status));

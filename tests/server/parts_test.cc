@@ -341,6 +341,15 @@ TEST(Faults, AreToldApart) {
   EXPECT_EQ(FaultOf(ResourceExhausted("the plan needs 3 GiB")), Fault::kOther);
 }
 
+TEST(Faults, ADeviceErrorIsToldWithoutThePlaceInOurSource) {
+  const std::string text = DeviceErrorText(
+      "../kernels/cuda/cuda_ops.cc:15: invariant broken: error == cudaSuccess: Upload: cudaErrorIllegalAddress: an "
+      "illegal memory access was encountered");
+  EXPECT_EQ(text.find("the card reported an error: Upload: cudaErrorIllegalAddress: an illegal memory access"), 0u)
+      << text;
+  EXPECT_EQ(DeviceErrorText("gemm: cudaErrorUnknown").find("the card reported an error: gemm: cudaErrorUnknown"), 0u);
+}
+
 TEST(Faults, MissingInputsAreNamed) {
   v1::JobSpec spec;
   spec.mutable_model()->set_source("random:/nonexistent/config.json");

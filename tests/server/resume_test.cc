@@ -58,9 +58,9 @@ class ResumeTest : public testing::Test {
     client_ = std::make_unique<Client>(folder_ / "s");
   }
 
-  std::string Submit() {
+  std::string Submit(const std::string& name = "resume") {
     v1::JobSpec spec;
-    spec.set_name("resume");
+    spec.set_name(name);
     spec.mutable_model()->set_source("random:" + (folder_ / "random/config.json"));
     spec.mutable_objective()->mutable_kto();
     spec.mutable_data()->set_train(folder_ / "rows.jsonl");
@@ -196,6 +196,27 @@ TEST_F(ResumeTest, PausingChangesNoBit) {
   std::printf("paused after steps %llu and %llu, the slowest pause took %.2f s; adapter %s twice\n",
               static_cast<unsigned long long>(done.attempts(0).last_step()),
               static_cast<unsigned long long>(done.attempts(1).last_step()), slowest, AdapterDigest(id).c_str());
+}
+
+// On the CPU no error stays, so the worker says that instead; what a card does is seen on a card
+// (tests/deploy/card_daemon.py). A production daemon cannot give the flag: it starts its worker with `serve --fd 3`.
+TEST_F(ResumeTest, AFaultIsInjectedIntoTheJobOfThatNameAlone) {
+  honed_.Kill(SIGTERM);
+  const std::string script = folder_ / "worker.sh";
+  std::ofstream(script) << "#!/bin/sh\nexec " << HONED_WORKER << " \"$@\" --inject-fault bad:3\n";
+  std::filesystem::permissions(script, std::filesystem::perms::owner_all);
+  HonedProcess injecting(folder_, script);
+  injecting.Start();
+  const v1::Job bad = client_->Await(Submit("bad"));
+  EXPECT_EQ(bad.state(), v1::FAILED);
+  EXPECT_EQ(bad.attempts_size(), 1);
+  EXPECT_EQ(bad.last_step().step(), 2u);
+  EXPECT_NE(bad.state_message().find("--inject-fault: this backend has no error that stays"), std::string::npos)
+      << bad.state_message();
+  const auto log = ReadFile(folder_ / StrCat("state/jobs/", bad.id(), "/attempts/1/worker.log"), 1 << 16);
+  ASSERT_TRUE(log.ok()) << log.status();
+  EXPECT_NE(log->find("--inject-fault"), std::string::npos) << *log;  // why it failed is in its log, too
+  EXPECT_EQ(client_->Await(Submit()).state(), v1::SUCCEEDED);
 }
 
 }  // namespace
