@@ -168,9 +168,10 @@ TEST_F(QueueTest, AJobWaitsWhileSomebodyElseHoldsItsMemoryAndSaysWho) {
   const v1::Job waiting = client_->Get(id);
   EXPECT_EQ(waiting.state(), v1::QUEUED);
   EXPECT_EQ(waiting.state_reason(), "WAITS_FOR_MEMORY");
-  EXPECT_EQ(waiting.state_message(),
-            "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free; other programs hold 8192 MiB: "
-            "python3 (process 77) 7168 MiB");
+  EXPECT_EQ(
+      waiting.state_message(),
+      "waits for memory of NVIDIA Fake: the plan takes 4096 MiB, 2048 MiB are free; other programs hold 8192 MiB: "
+      "python3 (process 77) 7168 MiB");
   EXPECT_EQ(waiting.attempts_size(), 1);
   read(empty);
   const v1::Job done = client_->Await(id);
