@@ -10,6 +10,9 @@ namespace {
 
 // Layers with gate and up on the host that are so many layers apart need but one buffer for them.
 constexpr int64_t kApart = 3;
+constexpr int64_t kMostParts = 4;  // that a layer's gate and up leave in
+
+constexpr int kInputSlot = 0, kRestSlot = 1, kWideSlot = 2;
 
 uint64_t Aligned(uint64_t bytes) { return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; }
 
@@ -19,7 +22,7 @@ uint64_t RowBytes(const Tensor& t) { return static_cast<uint64_t>(t.pitch * Bloc
 
 KeptLayers::KeptLayers(Ops& ops, const Block& block, const Launch& launch, Options options, Arena& saved, Arena* pinned)
     : ops_(ops), block_(block), launch_(launch), options_(std::move(options)), layers_(options_.levels.size()) {
-  static_assert(kTransferSlots >= 4);
+  static_assert(kTransferSlots > kWideSlot);
   const DType act = ops_.activation_dtype();
   const auto count = static_cast<int64_t>(layers_.size());
   const Tensor input{nullptr, act, launch_.rows, options_.hidden_size, options_.hidden_size};
@@ -133,51 +136,80 @@ void KeptLayers::Start(const Piece& piece, bool fetch, int slot) {
 }
 
 void KeptLayers::StartRest(const Kept& kept, bool fetch) {
-  for (const Piece& piece : kept.rest_pieces) Start(piece, fetch, RestSlot(kept.rest));
+  for (const Piece& piece : kept.rest_pieces) Start(piece, fetch, kRestSlot);
 }
 
 Tensor KeptLayers::Input(int64_t layer) {
-  const bool last = layer == static_cast<int64_t>(layers_.size());
-  // Of the two buffers the last offloaded layer's input stays in one, and the last output takes the other.
-  const int64_t ordinal = !last ? layers_[layer].input : inputs_.layers.empty() ? -1 : inputs_.count();
-  if (ordinal >= 2) ops_.FinishTransfer(InputSlot(ordinal));  // the buffer's earlier owner must have left
-  return last ? last_output_ : layers_[layer].activations.x_in;
+  return layer == static_cast<int64_t>(layers_.size()) ? last_output_ : layers_[layer].activations.x_in;
+}
+
+// Each piece is started when the one before it has left: the buffer that the next one will be written to is that one's.
+
+void KeptLayers::OffloadInput(int64_t layer) {
+  if (layer == static_cast<int64_t>(layers_.size()) || layers_[layer].input < 0) return;
+  ops_.FinishTransfer(kInputSlot);
+  if (InputMoves(layers_[layer])) Start(layers_[layer].input_piece, false, kInputSlot);
+}
+
+void KeptLayers::StartWideParts(size_t count) {
+  for (; count > 0 && !wide_parts_.empty(); --count, wide_parts_.pop_front()) {
+    Start(wide_parts_.front(), false, kWideSlot);
+  }
+}
+
+// A part with each layer up to the next owner, so that the smaller pieces of other layers do not wait behind it.
+void KeptLayers::OffloadWide(int64_t layer) {
+  const Kept& kept = layers_[layer];
+  if (kept.wide >= 0) {
+    StartWideParts(wide_parts_.size());
+    ops_.FinishTransfer(kWideSlot);
+  }
+  if (kept.wide >= 0 && WideMoves(kept)) {
+    const int64_t gap = wides_.layers[kept.wide + 1] - layer - (wides_.size == 1 ? 1 : 0);
+    const int64_t parts = std::clamp<int64_t>(gap, 1, kMostParts), rows = kept.wide_piece.tensor.rows;
+    const int64_t step = (rows + parts - 1) / parts;
+    for (int64_t begin = 0; begin < rows; begin += step) {
+      const Tensor part = kept.wide_piece.tensor.Rows(begin, std::min(step, rows - begin));
+      wide_parts_.push_back({part, static_cast<char*>(kept.wide_piece.host) + begin * RowBytes(part)});
+    }
+  }
+  StartWideParts(1);
 }
 
 const BlockActivations& KeptLayers::BeginForward(int64_t layer) {
   const Kept& kept = layers_[layer];
-  if (kept.rest >= 2) ops_.FinishTransfer(RestSlot(kept.rest));
-  if (kept.wide >= wides_.size) {
-    // The earlier owner of the buffer; where it is two or more pieces back the line above has waited for it.
-    const Kept& before = layers_[wides_.layers[kept.wide - wides_.size]];
-    if (before.rest + 1 == kept.rest) ops_.FinishTransfer(RestSlot(before.rest));
+  if (layer == options_.first) OffloadInput(layer);
+  if (kept.wide >= 1 && wides_.size == 1) {
+    StartWideParts(wide_parts_.size());
+    ops_.FinishTransfer(kWideSlot);
   }
-  if (InputMoves(kept)) Start(kept.input_piece, false, InputSlot(kept.input));
   return kept.activations;
 }
 
 void KeptLayers::EndForward(int64_t layer) {
   const Kept& kept = layers_[layer];
+  OffloadInput(layer + 1);
+  if (kept.rest >= 0) ops_.FinishTransfer(kRestSlot);
   if (RestMoves(kept)) StartRest(kept, false);
-  if (WideMoves(kept)) Start(kept.wide_piece, false, RestSlot(kept.rest));
+  OffloadWide(layer);
 }
 
 // The next owner's gate and up, if the layer that had the buffer is above this one.
 void KeptLayers::FetchWide(int64_t layer) {
   if (wide_here_ == 0 || wides_.layers[wide_here_ - 1 + wides_.size] <= layer) return;
-  const Kept& next = layers_[wides_.layers[--wide_here_]];
-  Start(next.wide_piece, true, RestSlot(next.rest));
+  ops_.FinishTransfer(kWideSlot);
+  Start(layers_[wides_.layers[--wide_here_]].wide_piece, true, kWideSlot);
 }
 
 const BlockActivations& KeptLayers::BeginBackward(int64_t layer) {
   const Kept& kept = layers_[layer];
   if (kept.wide >= 0 && kept.wide < wide_here_) FetchWide(layer);  // the layer just above it had the buffer
-  if (InputMoves(kept)) ops_.FinishTransfer(InputSlot(kept.input));
-  if (RestMoves(kept) || WideMoves(kept)) ops_.FinishTransfer(RestSlot(kept.rest));
+  if (InputMoves(kept)) ops_.FinishTransfer(kInputSlot);
+  if (RestMoves(kept)) ops_.FinishTransfer(kRestSlot);
+  // Where the next owner's are on their way already these were waited for.
+  if (WideMoves(kept) && kept.wide == wide_here_) ops_.FinishTransfer(kWideSlot);
   // The buffers that the layer before this one (in this order) used are free now.
-  if (kept.input > 0) {
-    Start(layers_[inputs_.layers[kept.input - 1]].input_piece, true, InputSlot(kept.input - 1));
-  }
+  if (kept.input > 0) Start(layers_[inputs_.layers[kept.input - 1]].input_piece, true, kInputSlot);
   if (kept.rest > 0 && kept.rest + 1 < rests_.count()) StartRest(layers_[rests_.layers[kept.rest - 1]], true);
   FetchWide(layer);
   return kept.activations;

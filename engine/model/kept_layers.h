@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <deque>
 #include <vector>
 
 #include "engine/model/block.h"
@@ -71,9 +72,9 @@ class KeptLayers {
   bool InputMoves(const Kept& kept) const { return kept.input >= 0 && kept.input + 1 < inputs_.count(); }
   bool RestMoves(const Kept& kept) const { return kept.rest >= 0 && kept.rest + rests_.size < rests_.count(); }
   bool WideMoves(const Kept& kept) const { return kept.wide >= 0 && kept.wide + wides_.size < wides_.count(); }
-  static int InputSlot(int64_t ordinal) { return static_cast<int>(ordinal % 2); }
-  // Gate and up go in their layer's slot, with the rest.
-  static int RestSlot(int64_t ordinal) { return 2 + static_cast<int>(ordinal % 2); }
+  void OffloadInput(int64_t layer);
+  void OffloadWide(int64_t layer);
+  void StartWideParts(size_t count);
   void Start(const Piece& piece, bool fetch, int slot);
   void StartRest(const Kept& kept, bool fetch);
   void FetchWide(int64_t layer);
@@ -84,7 +85,8 @@ class KeptLayers {
   Options options_;
   // The last layer's output takes the buffer that the last input on the host is not in.
   Ring inputs_{2}, rests_{2}, wides_{1};
-  int64_t wide_here_ = 0;  // lowest ordinal whose gate and up are in a buffer, or on their way there
+  std::deque<Piece> wide_parts_;  // rows of gate and up that are still to go, some with each layer
+  int64_t wide_here_ = 0;         // lowest ordinal whose gate and up are in a buffer, or on their way there
   std::vector<Kept> layers_;
   Tensor last_output_;
 };

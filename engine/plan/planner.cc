@@ -1,6 +1,8 @@
 #include "engine/plan/planner.h"
 
 #include <algorithm>
+#include <map>
+#include <string>
 
 #include "engine/plan/changes.h"
 #include "engine/plan/dry_run.h"
@@ -54,9 +56,22 @@ uint64_t HostBytes(const PreparedRun& run, const PlanTarget& target, const v1::P
                                              : kCudaHostBytes + rows + plan.pinned_bytes();
 }
 
-std::string Shape(const v1::Plan& plan) {
-  std::string text = StrCat("recomputes ", plan.recompute(), ", launches ", plan.micro_batch_tokens(), " tokens and ",
-                            plan.head_chunk_rows(), " rows of logits at a time");
+// How many layers are of each kind: "mlp host in 20 layers and activation in 12".
+std::string KindsOfLayers(const v1::Plan& plan, int64_t layers) {
+  const absl::StatusOr<RecomputePlan> parsed = ParseRecompute(plan.recompute(), layers);
+  if (!parsed.ok() || plan.recompute().find(':') == std::string::npos) return plan.recompute();
+  std::map<std::string, int64_t> counts;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    ++counts[RecomputeText({{parsed->levels[layer]}, {parsed->on_host[layer]}, false})];
+  }
+  std::string text;
+  for (const auto& [kind, count] : counts) text += StrCat(text.empty() ? "" : " and ", kind, " in ", count, " layers");
+  return parsed->decode_apart ? text + ", apart" : text;
+}
+
+std::string Shape(const v1::Plan& plan, int64_t layers) {
+  std::string text = StrCat("recomputes ", KindsOfLayers(plan, layers), ", launches ", plan.micro_batch_tokens(),
+                            " tokens and ", plan.head_chunk_rows(), " rows of logits at a time");
   if (plan.mlp_chunk_rows() > 0) text += StrCat(", ", plan.mlp_chunk_rows(), " rows of the gated unit");
   if (plan.decoded_layers() > 0) text += StrCat(", keeps ", plan.decoded_layers(), " layers decoded");
   if (plan.embedding_on_host()) text += ", keeps the embedding on the host";
@@ -66,6 +81,7 @@ std::string Shape(const v1::Plan& plan) {
 
 void Complete(const PreparedRun& run, const PlanTarget& target, const RunLaunches& launches, const Found& found,
               uint64_t budget, const DryResult& dry, v1::Plan& plan) {
+  const int64_t layers = run.files->config().num_layers;
   const double step_seconds = dry.step.seconds();
   plan.set_fits(plan.bytes().total() <= budget);
   plan.set_device(target.name);
@@ -80,10 +96,11 @@ void Complete(const PreparedRun& run, const PlanTarget& target, const RunLaunche
   ToProto(dry.step, &plan);
   *plan.mutable_rates() = ToProto(target.rates);
   plan.set_host_bytes(HostBytes(run, target, plan));
-  plan.set_reason(plan.fits() ? StrCat(found.fitting, " of ", found.considered, " plans fit in ", Mebibytes(budget),
-                                       "; the ", plan.policy(), " one ", Shape(plan))
-                              : StrCat("none of ", found.considered, " plans fits in ", Mebibytes(budget),
-                                       "; the smallest takes ", Mebibytes(plan.bytes().total()), " and ", Shape(plan)));
+  plan.set_reason(plan.fits()
+                      ? StrCat(found.fitting, " of ", found.considered, " plans fit in ", Mebibytes(budget), "; the ",
+                               plan.policy(), " one ", Shape(plan, layers))
+                      : StrCat("none of ", found.considered, " plans fits in ", Mebibytes(budget),
+                               "; the smallest takes ", Mebibytes(plan.bytes().total()), " and ", Shape(plan, layers)));
   if (!plan.fits()) AddChanges(run, target, plan);
 }
 
