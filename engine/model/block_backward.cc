@@ -107,12 +107,14 @@ void Block::DownBackward(const BlockCall& call, const BlockActivations& a, Tenso
   const Tensor hidden = again ? scratch.AllocateTensor(act, capacity, f + down.spare).Rows(0, rows) : a.h;
   const Tensor dy = dx_aug.Cols(0, h + down.spare), gate_up = a.gate_up.Cols(0, 2 * f);
   WithWeight(down, call.mode, shared, scratch, [&](Tensor w) {
-    AdapterBackward(ops_, down, w, dy.Cols(0, h), dy.Cols(h, down.spare));
+    AdapterBackward(ops_, down, w, dy.Cols(0, h), again ? Tensor{} : hidden, dy.Cols(h, down.spare));
     InputGradient(ops_, down, w, dy, d_hidden);
     ops_.GluBackward(d_hidden, gate_up, config_.activation, gate_up, again ? hidden.Cols(0, f) : Tensor{});
-    if (again) AdapterForward(ops_, down, call.mode, w, hidden);
+    if (!again) return;
+    AdapterForward(ops_, down, call.mode, w, hidden);
+    AdapterGradientB(ops_, down, w, dy.Cols(0, h), hidden);
   });
-  AdapterGradients(ops_, down, dy, hidden);
+  AdapterGradientA(ops_, down, dy.Cols(h, down.spare), hidden);
 }
 
 // d_n2 <- the gradient of the norm's output, from that of gate_up.
@@ -130,23 +132,23 @@ void Block::GateUpBackward(const BlockCall& call, BlockActivations a, Tensor d_n
   if (!Apart(group)) {
     WithWeight(group, call.mode, shared, scratch, [&](Tensor w) {
       if (norm_again) AdapterForward(ops_, group, call.mode, w, a.n2);
-      AdapterBackward(ops_, group, w, dy.Cols(0, 2 * f), spare);
+      AdapterBackward(ops_, group, w, dy.Cols(0, 2 * f), a.n2, spare);
       InputGradient(ops_, group, w, dy, d_n2);
     });
   } else {
     const LinearGroup gate = group.Member(0), up = group.Member(1);
     WithWeight(gate, call.mode, {}, scratch, [&](Tensor w) {
       if (norm_again) AdapterForward(ops_, gate, call.mode, w, a.n2);
-      AdapterBackward(ops_, gate, w, dy.Cols(0, f), spare);
+      AdapterBackward(ops_, gate, w, dy.Cols(0, f), a.n2, spare);
       ops_.Matmul(dy.Cols(0, f), Transpose::kNo, w.Sub(0, f, 0, h), Transpose::kNo, d_n2);
     });
     WithWeight(up, call.mode, {}, scratch, [&](Tensor w) {
-      AdapterBackward(ops_, up, w, dy.Cols(f, f), spare, 1);
+      AdapterBackward(ops_, up, w, dy.Cols(f, f), a.n2, spare, 1);
       ops_.Matmul(dy.Cols(f, f + group.spare), Transpose::kNo, w.Sub(0, f + group.spare, 0, h), Transpose::kNo, d_n2, 1,
                   1);
     });
   }
-  AdapterGradients(ops_, group, dy, a.n2);
+  AdapterGradientA(ops_, group, spare, a.n2);
 }
 
 // dx: from the gradient of x_mid to that of x_in.
@@ -165,10 +167,10 @@ void Block::AttentionBackward(const BlockCall& call, BlockActivations a, Tensor 
     const Tensor delta = launch.Buffer(scratch, DType::kF32, config_.num_heads);
     const Tensor dy = dx_aug.Cols(0, h + o.spare);
     WithWeight(o, call.mode, shared.o, scratch, [&](Tensor w) {
-      AdapterBackward(ops_, o, w, dy.Cols(0, h), dy.Cols(h, o.spare));
+      AdapterBackward(ops_, o, w, dy.Cols(0, h), a.attn, dy.Cols(h, o.spare));
       InputGradient(ops_, o, w, dy, d_attn);
     });
-    AdapterGradients(ops_, o, dy, a.attn);
+    AdapterGradientA(ops_, o, dy.Cols(h, o.spare), a.attn);
     if (config_.qk_norm && a.qk.empty()) {
       a.qk = launch.Buffer(scratch, act, nq + nk);
       QkNorm(call, a);
@@ -201,10 +203,10 @@ void Block::QkvBackward(const BlockCall& call, BlockActivations a, Tensor d_qkv,
   }
   WithWeight(group, call.mode, shared.qkv, scratch, [&](Tensor w) {
     if (norm_again) AdapterForward(ops_, group, call.mode, w, a.n1);
-    AdapterBackward(ops_, group, w, d_qkv.Cols(0, n), d_qkv.Cols(n, group.spare));
+    AdapterBackward(ops_, group, w, d_qkv.Cols(0, n), a.n1, d_qkv.Cols(n, group.spare));
     if (input_gradient) InputGradient(ops_, group, w, d_qkv, d_n1);
   });
-  AdapterGradients(ops_, group, d_qkv, a.n1);
+  AdapterGradientA(ops_, group, d_qkv.Cols(n, group.spare), a.n1);
   if (input_gradient) ops_.RmsNormBackward(d_n1, a.x_in, call.weights->input_norm, a.rstd1, dx, 1);
 }
 

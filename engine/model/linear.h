@@ -57,11 +57,15 @@ int64_t StoredProductRows(const Ops& ops);
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y);
 
-// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare. dy [T, N].
-void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor spare, float beta = 0);
+// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare, and adds dB, dy [T, N] read once for both. x' with its
+// spare columns written; empty, where they are not yet: no dB.
+void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug, Tensor spare,
+                     float beta = 0);
+// Adds dB alone, to the same bits.
+void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug);
 // dx [T, K] <- dy' W'.
 void InputGradient(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy_aug, Tensor dx);
-// Adds dA and dB. Both dy' and x' with their spare columns written.
-void AdapterGradients(Ops& ops, const LinearGroup& group, Tensor dy_aug, Tensor x_aug);
+// Adds dA. spare: dy's spare columns.
+void AdapterGradientA(Ops& ops, const LinearGroup& group, Tensor spare, Tensor x_aug);
 
 }  // namespace hone

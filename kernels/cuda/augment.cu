@@ -133,6 +133,12 @@ Arguments ArgumentsOf(std::span<const AugmentPart> parts, int64_t row0, int64_t 
   return args;
 }
 
+void SetRowsOfA(Arguments& args, Tensor a, Tensor out, int64_t k, int64_t spare) {
+  args.a_row0 = static_cast<uint32_t>(out.rows - spare);
+  args.a_groups = static_cast<uint32_t>(spare * (k / 8));
+  args.a = a.as<float>(), args.a_pitch = a.pitch, args.a_rows = static_cast<uint32_t>(a.empty() ? 0 : a.rows);
+}
+
 void Launch(DType dtype, Arguments args, Tensor out, cudaStream_t stream) {
   WithWeightType(dtype, [&](auto d) {
     WithType(out.dtype, [&](auto t) {
@@ -157,17 +163,22 @@ bool AugmentFits(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
   return out.rows * (out.cols / 8) < int64_t{1} << 31;
 }
 
+// The same launch without the blocks that decode.
+void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream) {
+  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
+  Arguments args = ArgumentsOf(parts, 0, k, spare);
+  args.groups = 0;
+  SetRowsOfA(args, a, out, k, spare);
+  Launch(DType::kBF16, args, out, stream);  // whatever the weights are stored as
+}
+
 void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream) {
-  const int64_t k = parts[0].weight.cols, spare = out.cols - k, n = out.rows - spare;
+  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
   const size_t step = SameDType(parts) ? parts.size() : 1;  // parts stored differently: a launch each
   int64_t row = 0;
   for (size_t i = 0; i < parts.size(); i += step) {
     Arguments args = ArgumentsOf(parts.subspan(i, step), row, k, spare);
-    if (i + step == parts.size()) {
-      args.a_row0 = static_cast<uint32_t>(n);
-      args.a_groups = static_cast<uint32_t>(spare * (k / 8));
-      args.a = a.as<float>(), args.a_pitch = a.pitch, args.a_rows = static_cast<uint32_t>(a.empty() ? 0 : a.rows);
-    }
+    if (i + step == parts.size()) SetRowsOfA(args, a, out, k, spare);
     Launch(parts[i].weight.dtype, args, out, stream);
     for (size_t j = i; j < i + step; ++j) row += parts[j].weight.rows;
   }

@@ -4,13 +4,13 @@
 // one that ends last adds their sums in a fixed order, whichever it is. For x A^T and dY B the order follows from k
 // alone (PieceTree), so that a row's result depends on its row and on b, not on m.
 //
-// Tensor cores by mma.m16n8k16, operands by cp.async into a ring of stages, chunks of 16 bytes permuted within their
-// row so that ldmatrix meets no bank conflict. Below: "a" is the wide operand [rows, k], stored so or as [k, rows]; "b"
-// the narrow one, stored [k, columns] or [columns, k].
+// Tensor cores by mma.m16n8k16, operands by cp.async into a ring of stages (narrow_mma.cuh). Below: "a" is the wide
+// operand [rows, k], stored so or as [k, rows]; "b" the narrow one, stored [k, columns] or [columns, k].
 #include <algorithm>
 
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/narrow_mma.cuh"
 #include "kernels/cuda/skinny.h"
 
 namespace hone::cuda {
@@ -46,45 +46,12 @@ struct Tile {
   static constexpr int kWarpRows = 8 / kWarpColumns / kGroups;
   static constexpr int kM = ROWS / 16 / kWarpRows, kN = COLUMNS / 8 / kWarpColumns;  // fragments of a warp
   static constexpr int kFragments = kM * kN;
+  static constexpr bool kPieces = !kDepthFirstA && ROWS == 64;  // several may be one block's: room for their sums
   static constexpr int kSummers = kThreads / kGroups;           // threads that hold the tile's sums in the end
   static constexpr int kBytes = (ROWS + COLUMNS) * kDepth * 2;  // of a stage
   static constexpr int kStages = std::min(kStageBytes / kBytes, 6);
   static constexpr int kSharedBytes = kBytes * kStages;
 };
-
-__device__ inline void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <bool kTranspose>
-__device__ inline void LoadMatrices(uint32_t (&x)[4], uint32_t address) {
-  if constexpr (kTranspose) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
-__device__ inline void CopyAsync(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-// Where chunk `chunk` of 16 bytes of row `row` lies in a matrix of WIDTH elements a row.
-template <int WIDTH>
-__device__ inline uint32_t Place(int row, int chunk) {
-  constexpr int kChunks = WIDTH / 8, kMask = kChunks < 8 ? kChunks - 1 : 7,
-                kRowsPerLine = kChunks < 8 ? 8 / kChunks : 1;
-  return static_cast<uint32_t>(row * kChunks + (chunk ^ (row / kRowsPerLine & kMask))) * 16;
-}
 
 // One operand's part in every stage: [LINES, kDepth] as stored, or [kDepth, LINES] if kDepthFirst. Lines beyond the end
 // come as zeros.
@@ -150,8 +117,6 @@ __device__ inline void FragmentsB(uint32_t (&x)[4], uint32_t stage, int line, in
     LoadMatrices<false>(x, stage + Place<kDepth>(line + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
   }
 }
-
-using Fragment = float[4];  // rows lane / 4 (0, 1) and 8 below (2, 3), columns 2 * (lane % 4) and the next
 
 template <int FRAGMENTS>
 __device__ inline void Add(Fragment (&sums)[FRAGMENTS], const Fragment (&more)[FRAGMENTS]) {
@@ -233,11 +198,12 @@ __device__ bool AddParts(const Product& p, unsigned tile, int part, Fragment (&s
   Fragment more[FRAGMENTS];
   LoadPartial<FRAGMENTS, THREADS>(partials, sums);
   if (kTree && p.split == 4) {
-    Fragment third[FRAGMENTS], fourth[FRAGMENTS];
+    Fragment third[FRAGMENTS];
     LoadPartial<FRAGMENTS, THREADS>(partials + kPartial, more);
+    Add(sums, more);
     LoadPartial<FRAGMENTS, THREADS>(partials + 2 * kPartial, third);
-    LoadPartial<FRAGMENTS, THREADS>(partials + 3 * kPartial, fourth);
-    Add(sums, more), Add(third, fourth), Add(sums, third);
+    LoadPartial<FRAGMENTS, THREADS>(partials + 3 * kPartial, more);
+    Add(third, more), Add(sums, third);
     return true;
   }
 #pragma unroll 4
@@ -352,8 +318,9 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
   const int warp = threadIdx.x / 32, group = warp / (8 / T::kGroups), place = warp % (8 / T::kGroups);
   const int row = place / T::kWarpColumns * (T::kM * 16), column = place % T::kWarpColumns * (T::kN * 8);
   Fragment sums[T::kFragments] = {};
-  PieceTree<T::kFragments> tree;
-  int slot = 0, in_piece = 0, piece = 0;
+  [[maybe_unused]] PieceTree<T::kFragments> tree;
+  int slot = 0;
+  [[maybe_unused]] int in_piece = 0, piece = 0;
   for (int step = 0; step < steps; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(T::kStages - 2) : "memory");
     __syncthreads();
@@ -374,9 +341,11 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
         for (int n = 0; n < T::kN; ++n) Mma(sums[m * T::kN + n], x[m], y[n / 2][n % 2 * 2], y[n / 2][n % 2 * 2 + 1]);
       }
     }
-    if (!kDepthFirstA && p.pieces_per_block > 1 && (++in_piece == p.steps_per_piece || step == steps - 1)) {
-      tree.EndPiece(piece++, p.pieces_per_block, sums);
-      in_piece = 0;
+    if constexpr (T::kPieces) {
+      if (p.pieces_per_block > 1 && (++in_piece == p.steps_per_piece || step == steps - 1)) {
+        tree.EndPiece(piece++, p.pieces_per_block, sums);
+        in_piece = 0;
+      }
     }
   }
   if constexpr (T::kGroups == 2) AddGroups(reinterpret_cast<float4*>(shared), group == 1, sums);
@@ -405,6 +374,8 @@ void LaunchLayout(const Product& p, int rows, bool depth_first_a, bool depth_fir
   if (depth_first_a && rows == 128) return LaunchTile<128, COLUMNS, true, true>(p, stream);
   if (depth_first_a) return LaunchTile<64, COLUMNS, true, true>(p, stream);
   if constexpr (COLUMNS > 16) {
+    if (rows == 128 && depth_first_b) return LaunchTile<128, COLUMNS, false, true>(p, stream);
+    if (rows == 128) return LaunchTile<128, COLUMNS, false, false>(p, stream);
     if (depth_first_b) return LaunchTile<64, COLUMNS, false, true>(p, stream);
     LaunchTile<64, COLUMNS, false, false>(p, stream);
   }

@@ -3,12 +3,14 @@
 // faster than after others. So the product with the adapter's columns, the plain one and one fixed large product (the
 // ceiling) are timed in turns, and shares are of what the ceiling did in the same turns. Narrow products and the
 // augmented weight: shares of a large copy's bandwidth.
-//   kernels_cuda_linear_bench [TOKENS...]      default: 2048 4096 8192
+//   kernels_cuda_linear_bench [--narrow | --sweep] [TOKENS...]      default: 2048 4096 8192
+// --narrow: the narrow products alone, and those of a 0.5B at 16,384 tokens. --sweep: also how to cut AdapterBackward.
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
 
+#include "kernels/cuda/adapter_backward.h"
 #include "tests/kernels/cuda_bench.h"
 
 namespace hone {
@@ -29,6 +31,11 @@ struct Linear {
 
 const Linear kLinears[] = {
     {"qkv", {4096, 1024, 1024}, 4096}, {"o", {4096}, 4096}, {"gate+up", {14336, 14336}, 4096}, {"down", {4096}, 14336}};
+
+const Linear kSmallLinears[] = {{"0.5B qkv", {896, 128, 128}, 896},
+                                {"0.5B o", {896}, 896},
+                                {"0.5B gate+up", {4864, 4864}, 896},
+                                {"0.5B down", {896}, 4864}};
 
 // Medians of each call, made in turns.
 std::vector<double> InTurns(Bench& bench, const std::vector<std::function<void()>>& calls) {
@@ -94,7 +101,7 @@ void Products(Bench& bench, const Linear& l, int64_t m, double& worst) {
   std::fflush(stdout);
 }
 
-void Narrow(Bench& bench, const Ceilings& c, const Linear& l, int64_t m, int64_t r) {
+void Narrow(Bench& bench, const Ceilings& c, const Linear& l, int64_t m, int64_t r, bool sweep = false) {
   ArenaScope scope(bench.arena());
   Ops& ops = bench.ops();
   const int64_t n = l.n(), k = l.k, sum_r = r * static_cast<int64_t>(l.parts.size());
@@ -124,6 +131,66 @@ void Narrow(Bench& bench, const Ceilings& c, const Linear& l, int64_t m, int64_t
       at += part, column += r;
     }
   });
+  std::vector<AdapterPart> parts;
+  int64_t at = 0, column = 0;
+  for (int64_t part : l.parts) {
+    parts.push_back({part, db.Rows(at, part), column});
+    at += part, column += r;
+  }
+  const double once = y_bytes + 2 * spare_bytes + 2.0 * n * r + 8.0 * r * n;
+  const Tensor b = w.Sub(0, n, k, kSpare);
+  row("dY B and dB in one", once,
+      [&](int i) { ops.AdapterBackward(parts, y[i].Cols(0, n), b, x[i].Cols(k, kSpare), 2, 0, y[i].Cols(n, kSpare)); });
+  if (!sweep) return;
+  // How to cut them. Partial sums have memory of their own here.
+  const Tensor partials = bench.arena().AllocateTensor(DType::kF32, 1, 8 << 20);
+  const Tensor tickets = bench.arena().AllocateTensor(DType::kF32, 1, 16 << 10);
+  ops.Fill(tickets, 0);
+  const cuda::SkinnyWorkspace workspace{partials.as<float>(), 32 << 20, tickets.as<unsigned>()};
+  const cudaStream_t stream = static_cast<CudaOps&>(ops).stream();
+  for (int chunks = 1; chunks <= 6; ++chunks) {
+    std::printf("  %d chunks:", chunks);
+    for (int blocks : {128, 176, 264, 396, 528}) {
+      const double us = bench.Time(sets, [&](int i) {
+        cuda::AdapterBackward(parts, y[i].Cols(0, n), b, x[i].Cols(k, kSpare), 2, 0, y[i].Cols(n, kSpare),
+                              {chunks, blocks}, workspace, stream);
+      });
+      std::printf("  %d blocks %.1f us", blocks, us);
+    }
+    std::printf("\n");
+  }
+  const auto narrow = [&](const char* what, const cuda::SkinnyShape& shape, auto product) {
+    const double us = bench.Time(sets, [&](int i) { product(i, shape); });
+    std::printf("  %s %d x %d / %d: %.1f us", what, shape.rows, shape.columns, shape.split, us);
+  };
+  const int64_t few = sum_r <= 32 ? 32 : 64;
+  for (const int64_t columns : {int64_t{64}, few}) {
+    for (const cuda::SkinnyShape shape : {cuda::SkinnyShape{64, static_cast<int>(columns), 1},
+                                          {64, static_cast<int>(columns), 2},
+                                          {64, static_cast<int>(columns), 4},
+                                          {128, static_cast<int>(columns), 4}}) {
+      if (k < 1024 && shape.split > 1) continue;
+      narrow("x A^T", shape, [&](int i, const cuda::SkinnyShape& s) {
+        cuda::SkinnyMatmul(x[i].Cols(0, k), kN, w.Sub(n, columns, 0, k), kT, x[i].Cols(k, columns), 2, 0, s, workspace,
+                           stream);
+      });
+    }
+    std::printf("\n");
+  }
+  for (const int rows : {64, 128}) {
+    for (const int split : {2, 3, 4, 6, 8, 16, 32}) {
+      narrow("dA",
+             {rows,
+              sum_r <= 16   ? 16
+              : sum_r <= 32 ? 32
+                            : 64,
+              split},
+             [&](int i, const cuda::SkinnyShape& s) {
+               cuda::SkinnyMatmul(y[i].Cols(n, sum_r), kT, x[i].Cols(0, k), kN, da, 1, 1, s, workspace, stream);
+             });
+    }
+    std::printf("\n");
+  }
 }
 
 void Augment(Bench& bench, const Ceilings& c, const Linear& l, DType stored, const char* name) {
@@ -215,6 +282,16 @@ void TuningTime(int64_t m) {
   std::remove(cache.c_str());
 }
 
+void RunNarrow(const std::vector<int64_t>& tokens, bool sweep) {
+  Bench bench(DType::kBF16, uint64_t{24} << 30);
+  std::printf("\n== %s ==\n", bench.backend().name().c_str());
+  const Ceilings c = Measure(bench, false);
+  for (int64_t m : tokens) {
+    for (const Linear& l : kLinears) Narrow(bench, c, l, m, 16, sweep);
+  }
+  for (const Linear& l : kSmallLinears) Narrow(bench, c, l, 16384, 16, sweep);
+}
+
 void Run(const std::vector<int64_t>& tokens) {
   TuningTime(4096);
   Bench bench(DType::kBF16, uint64_t{24} << 30);
@@ -244,10 +321,12 @@ void Run(const std::vector<int64_t>& tokens) {
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was measured is shown even if the rest is cut off
   std::vector<int64_t> tokens;
-  for (int i = 1; i < argc; ++i) tokens.push_back(std::atoll(argv[i]));
+  const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
+  const bool narrow = sweep || (argc > 1 && std::strcmp(argv[1], "--narrow") == 0);
+  for (int i = narrow ? 2 : 1; i < argc; ++i) tokens.push_back(std::atoll(argv[i]));
   if (tokens.empty()) tokens = {2048, 4096, 8192};
   try {
-    hone::Run(tokens);
+    narrow ? hone::RunNarrow(tokens, sweep) : hone::Run(tokens);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

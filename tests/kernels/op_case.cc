@@ -383,6 +383,7 @@ std::vector<OpCase> AllOpCases() {
   std::vector<OpCase> cases;
   AddDataCases(cases);
   AddLinearCases(cases);
+  AddAdapterCases(cases);
   AddBlockCases(cases);
   AddAttentionCases(cases);
   AddHeadCases(cases);
