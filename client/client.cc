@@ -354,8 +354,10 @@ absl::StatusOr<std::string> Client::UploadFile(const std::string& path,
   return digest;
 }
 
-absl::StatusOr<v1::Model> Client::ImportModel(const std::string& id, const std::string& absolute_path) {
+absl::StatusOr<v1::Model> Client::ImportModel(const std::string& id, const std::string& absolute_path,
+                                              const std::string& quantization) {
   v1::ImportModelRequest request;
+  request.set_quantization(quantization);
   request.set_id(id);
   request.set_path(absolute_path);
   request.set_request_id(MakeRequestId());

@@ -83,7 +83,9 @@ class Client {
   absl::StatusOr<std::string> UploadFile(const std::string& path,
                                          const std::function<void(uint64_t, uint64_t)>& on_progress);
 
-  absl::StatusOr<v1::Model> ImportModel(const std::string& id, const std::string& absolute_path);
+  // `quantization`: "nf4", the daemon writes a quantised copy; empty: the model as it is.
+  absl::StatusOr<v1::Model> ImportModel(const std::string& id, const std::string& absolute_path,
+                                        const std::string& quantization = "");
   absl::StatusOr<std::vector<v1::Model>> ListModels();
   absl::StatusOr<v1::Model> GetModel(const std::string& name);
   absl::Status DeleteModel(const std::string& name);

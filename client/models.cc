@@ -56,13 +56,6 @@ absl::Status Quantise(const std::string& model, const std::string& format, const
   return FailedPrecondition("quantising ", model, " failed; what honed-worker said is above");
 }
 
-// Where a quantised copy goes if the user does not say: beside what the daemon of this user keeps.
-std::string QuantisedFolder(const Context& context, const std::string& model, const std::string& name,
-                            const std::string& format) {
-  const std::string stem = name.empty() ? std::filesystem::path(model).filename().string() : name;
-  return StrCat(UserStateDir(context.environment), "/models/", stem, name.empty() ? "-" + format : "");
-}
-
 }  // namespace
 
 int RunModelsImport(Context& context, const ModelImportOptions& options) {
@@ -73,18 +66,21 @@ int RunModelsImport(Context& context, const ModelImportOptions& options) {
   if (options.quantize.empty() && !options.output.empty()) {
     return Fail(context, InvalidArgument("--output is for --quantize: other models stay where they are"));
   }
-  if (!options.quantize.empty()) {
-    const std::string output = options.output.empty()
-                                   ? QuantisedFolder(context, absolute, options.name, options.quantize)
-                                   : AbsolutePath(context.environment, options.output);
+  // Without --output the daemon writes the copy, where it keeps its own; with it this program's worker does.
+  std::string by_daemon = options.quantize;
+  if (!options.output.empty()) {
+    const std::string output = AbsolutePath(context.environment, options.output);
     Note(context, StrCat("Writing ", options.quantize, " of ", absolute, " to ", output));
     if (const absl::Status written = Quantise(absolute, options.quantize, output); !written.ok()) {
       return Fail(context, written);
     }
     absolute = output;
+    by_daemon.clear();
   }
+  if (!by_daemon.empty())
+    Note(context, StrCat("The daemon writes ", by_daemon, " of ", absolute, "; this may take minutes"));
   HONE_TRY(Client* const client, context.Connect());
-  HONE_TRY(const v1::Model model, client->ImportModel(options.name, absolute));
+  HONE_TRY(const v1::Model model, client->ImportModel(options.name, absolute, by_daemon));
   PrintModel(context, model, false);
   return kExitOk;
 }

@@ -200,6 +200,24 @@ absl::StatusOr<std::string> Admission::Validate(const v1::JobSpec& resolved, con
   return report;
 }
 
+absl::StatusOr<std::string> Admission::Quantise(const std::string& model_path, const std::string& format,
+                                                const std::string& output, const Cancelled& cancelled) const {
+  std::string receipt;
+  WorkerCall call;
+  call.options.program = options_.worker_program;
+  call.assign = Assignment(v1::VERB_EXPORT);
+  call.assign.mutable_runs(0)->set_model_path(model_path);
+  call.assign.mutable_runs(0)->set_format(format);
+  call.assign.mutable_runs(0)->set_output_dir(output);
+  call.cancelled = cancelled;
+  call.on_message = [&](const v1::FromWorker& message) {
+    if (message.has_report_json()) receipt = message.report_json();
+    return absl::OkStatus();
+  };
+  HONE_RETURN_IF_ERROR(CallWorker(call).status());
+  return receipt;
+}
+
 absl::StatusOr<std::string> Admission::Inspect(const std::string& model_path, const Cancelled& cancelled) const {
   std::string report;
   WorkerCall call;

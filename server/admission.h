@@ -46,6 +46,9 @@ class Admission {
   absl::StatusOr<std::string> Validate(const v1::JobSpec& resolved, const Cancelled& cancelled) const;
   // What `honed-worker inspect` prints.
   absl::StatusOr<std::string> Inspect(const std::string& model_path, const Cancelled& cancelled) const;
+  // Has a worker write a quantised copy of a model ("nf4") to a folder; its receipt.
+  absl::StatusOr<std::string> Quantise(const std::string& model_path, const std::string& format,
+                                       const std::string& output, const Cancelled& cancelled) const;
   // A registry name, an absolute path or random:/absolute/config.json, to a path.
   absl::StatusOr<std::string> ModelPath(std::string_view source) const;
 

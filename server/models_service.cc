@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cctype>
+#include <filesystem>
+#include <system_error>
 
 #include "nlohmann/json.hpp"
+#include "proto/base/file.h"
 #include "proto/base/json.h"
 #include "proto/base/status.h"
 #include "server/errors.h"
@@ -82,21 +85,67 @@ grpc::ServerUnaryReactor* ModelsService::ImportModel(grpc::CallbackServerContext
   });
 }
 
+// Written beside its place and then renamed, so that what stands there is whole; of what it was made is in source.txt.
+absl::StatusOr<std::string> ModelsService::QuantisedCopy(const v1::ImportModelRequest& request, const std::string& id,
+                                                         const Admission::Cancelled& cancelled) {
+  if (request.quantization() != "nf4") {
+    return WithField(InvalidArgument("quantization: \"", ToValidUtf8(request.quantization(), 100),
+                                     "\" is not known; nf4, or leave it out"),
+                     "quantization");
+  }
+  const std::string made_of = StrCat(request.quantization(), " ", request.path());
+  const std::string folder = StrCat(context_->layout->Models(), "/", id);
+  const absl::StatusOr<std::string> there = ReadFile(folder + "/source.txt", 1 << 16);
+  if (there.ok() && *there == made_of) return folder;
+  std::error_code error;
+  if (std::filesystem::exists(folder, error)) {
+    return WithReason(WithField(absl::AlreadyExistsError(ToAbsl(StrCat("id: ", folder, " holds another model",
+                                                                       there.ok() ? StrCat(", ", *there) : "",
+                                                                       "; choose another id, or remove that folder"))),
+                                "id"),
+                      "MODEL_EXISTS");
+  }
+  const std::string part = folder + ".part";
+  std::filesystem::remove_all(part, error);  // of an import that was cut off
+  absl::Status written =
+      context_->admission->Quantise(request.path(), request.quantization(), part, cancelled).status();
+  if (written.ok()) written = WriteFileDurably(part + "/source.txt", made_of);
+  if (written.ok()) {
+    std::filesystem::rename(part, folder, error);
+    if (error) written = absl::UnavailableError(ToAbsl(StrCat("cannot rename ", part, ": ", error.message())));
+  }
+  if (written.ok()) return folder;
+  std::filesystem::remove_all(part, error);
+  return written;
+}
+
 // Importing the same path under the same id again gives the same entry, so a repeated request (with or without a
 // request_id) makes no second one.
 absl::Status ModelsService::Import(const v1::ImportModelRequest& request, const Admission::Cancelled& cancelled,
                                    v1::Model* model) {
   if (context_->draining) return DrainingError();
   HONE_RETURN_IF_ERROR(CheckReadablePath(request.path(), "path"));
-  const std::string id = request.id().empty() ? ModelIdFromPath(request.path()) : request.id();
+  std::string id = request.id();
+  if (id.empty()) {
+    id = ModelIdFromPath(request.path());
+    if (!id.empty() && !request.quantization().empty()) {
+      const std::string suffix = "-" + ModelIdFromPath(request.quantization());
+      id = id.substr(0, kMaxIdBytes - std::min(suffix.size(), kMaxIdBytes)) + suffix;
+    }
+  }
   if (!IsModelId(id)) {
     return WithField(InvalidArgument("id: \"", ToValidUtf8(id, 100), "\" does not match [a-z0-9][a-z0-9._-]{0,62}"),
                      "id");
   }
-  HONE_ASSIGN_OR_RETURN(const std::string report, context_->admission->Inspect(request.path(), cancelled));
+  std::string path = request.path();
+  if (!request.quantization().empty()) {
+    const std::lock_guard lock(quantising_);  // one at a time: it takes the machine's memory
+    HONE_ASSIGN_OR_RETURN(path, QuantisedCopy(request, id, cancelled));
+  }
+  HONE_ASSIGN_OR_RETURN(const std::string report, context_->admission->Inspect(path, cancelled));
   model->set_id(id);
   model->set_name(StrCat("models/", id));
-  model->set_path(request.path());
+  model->set_path(path);
   FillFromReport(report, model);
   const int64_t now = NowMicros();
   model->mutable_create_time()->set_seconds(now / 1'000'000);

@@ -1,6 +1,7 @@
 // hone.v1.Models: the registry of models by path, and generation in a worker of its own beside what trains.
 #pragma once
 
+#include <mutex>
 #include <string>
 
 #include "server/services.h"
@@ -22,9 +23,13 @@ class ModelsService final : public v1::Models::CallbackService {
                                                                 const v1::GenerateModelRequest*) override;
 
  private:
+  // The folder of a quantised copy of request.path(), written unless it is there.
+  absl::StatusOr<std::string> QuantisedCopy(const v1::ImportModelRequest& request, const std::string& id,
+                                            const Admission::Cancelled& cancelled);
   absl::Status Import(const v1::ImportModelRequest& request, const Admission::Cancelled& cancelled, v1::Model* model);
 
   ServiceContext* context_;
+  std::mutex quantising_;
 };
 
 // [a-z0-9][a-z0-9._-]{0,62}

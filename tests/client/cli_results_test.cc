@@ -91,20 +91,22 @@ TEST_F(Cli, ModelsQuantisedOnce) {
   StartDaemon();
   EXPECT_EQ(Hone({"models", "import", "m.gguf", "--quantize", "q5"}).code, 2);
   EXPECT_EQ(Hone({"models", "import", "m.gguf", "--output", "x"}).code, 2);  // nothing to write there
+  const std::string base = std::string(HONE_GOLDEN) + "/model/llama";
+  EXPECT_EQ(Hone({"models", "import", base + "/", "--quantize", "nf4", "--name", "tiny"}).code, 0);
+  EXPECT_EQ(daemon_->script.imported_path, base);
+  EXPECT_EQ(daemon_->script.imported_quantization, "nf4");  // the daemon's to write
   if (!std::filesystem::exists(std::filesystem::path(HONE_PROGRAM).parent_path() / "honed-worker")) {
     GTEST_SKIP() << "honed-worker is not built beside hone";
   }
-  const Result bad = Hone({"models", "import", "m.gguf", "--quantize", "nf4"});
+  const Result bad = Hone({"models", "import", "m.gguf", "--quantize", "nf4", "--output", "bad"});
   EXPECT_EQ(bad.code, 1) << bad.err;
   EXPECT_THAT(bad.err, HasSubstr("m.gguf"));
-  EXPECT_EQ(daemon_->script.imported_path, "");
-  const std::string base = std::string(HONE_GOLDEN) + "/model/llama";
-  const Result done = Hone({"models", "import", base + "/", "--quantize", "nf4", "--name", "tiny"});
-  EXPECT_EQ(done.code, 0) << done.err;
-  EXPECT_EQ(daemon_->script.imported_path, folder_ / "state/hone/models/tiny");
-  EXPECT_THAT(Slurp(folder_ / "state/hone/models/tiny/config.json"), HasSubstr("bnb_4bit_use_double_quant"));
-  EXPECT_EQ(Hone({"models", "import", base, "--quantize", "nf4", "--output", "mine"}).code, 0);
+  EXPECT_EQ(daemon_->script.imported_path, base);  // as before
+  const Result mine = Hone({"models", "import", base, "--quantize", "nf4", "--output", "mine"});
+  EXPECT_EQ(mine.code, 0) << mine.err;
   EXPECT_EQ(daemon_->script.imported_path, folder_ / "mine");
+  EXPECT_EQ(daemon_->script.imported_quantization, "");
+  EXPECT_THAT(Slurp(folder_ / "mine/config.json"), HasSubstr("bnb_4bit_use_double_quant"));
 }
 
 TEST_F(Cli, Models) {

@@ -64,7 +64,7 @@ struct FakeScript {
   std::string plan_device;
   std::vector<v1::GenerateModelRequest> generated;
   std::vector<v1::Model> models;
-  std::string imported_path;
+  std::string imported_path, imported_quantization;
 };
 
 class FakeJobs : public v1::Jobs::Service {
@@ -213,6 +213,7 @@ class FakeModels : public v1::Models::Service {
   explicit FakeModels(FakeScript& script) : s(script) {}
   grpc::Status ImportModel(grpc::ServerContext*, const v1::ImportModelRequest* request, v1::Model* model) override {
     s.imported_path = request->path();
+    s.imported_quantization = request->quantization();
     model->set_id(request->id().empty() ? "fromfile" : request->id());
     model->set_path(request->path());
     model->set_bytes(1 << 20);

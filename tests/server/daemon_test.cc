@@ -460,6 +460,36 @@ TEST_F(UploadTest, AnUploadThatIsBrokenOffLeavesNothing) {
   EXPECT_EQ(Files(), 0u);
 }
 
+TEST_F(DaemonTest, AQuantisedCopyIsWrittenOnceAndRegistered) {
+  const auto import = [&](const std::string& id, const std::string& path, const std::string& how, v1::Model* model) {
+    grpc::ClientContext context;
+    v1::ImportModelRequest request;
+    request.set_id(id);
+    request.set_path(path);
+    request.set_quantization(how);
+    return client_->models->ImportModel(&context, request, model);
+  };
+  v1::Model model;
+  EXPECT_EQ(RichError(import("", folder_ / "model", "q5", &model)).second, "quantization");
+  const grpc::Status imported = import("", folder_ / "model", "nf4", &model);
+  ASSERT_TRUE(imported.ok()) << imported.error_message();
+  EXPECT_EQ(model.id(), "model-nf4");
+  EXPECT_EQ(model.path(), folder_ / "state/models/model-nf4");
+  const std::string written = model.path() + "/nf4";
+  ASSERT_TRUE(std::filesystem::exists(written));
+  const auto when = std::filesystem::last_write_time(written);
+  ASSERT_TRUE(import("", folder_ / "model", "nf4", &model).ok());  // again: it is there
+  EXPECT_EQ(std::filesystem::last_write_time(written), when);
+  std::filesystem::create_directory(folder_ / "other");
+  const grpc::Status taken = import("model-nf4", folder_ / "other", "nf4", &model);
+  EXPECT_EQ(taken.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_NE(taken.error_message().find(folder_ / "model"), std::string::npos) << taken.error_message();
+  std::filesystem::create_directory(folder_ / "bad");
+  EXPECT_EQ(import("", folder_ / "bad", "nf4", &model).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "state/models/bad-nf4"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "state/models/bad-nf4.part"));
+}
+
 TEST_F(DaemonTest, ModelsAreImportedByPathAndUsedByName) {
   const auto import = [&](const std::string& id, const std::string& path, v1::Model* model) {
     grpc::ClientContext context;

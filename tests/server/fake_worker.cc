@@ -12,7 +12,8 @@
 //   plan-sleep=MS  planning takes that long
 //   big-plan       a plan of 2^60 bytes that "fits"
 //   deaf           does not hear that it is to stop
-//   cuda=N         Done with a CUDA error after step N, then a process that does not end with linger; cuda-lost=N: with one that says the device is gone, once
+//   cuda=N         Done with a CUDA error after step N; with linger the process then does not end
+//   cuda-lost=N    Done with an error that says the device is gone, once
 //   card=N         a plan of N bytes on a card, of which the driver then counts N
 //   pinned=N       the plan page-locks N bytes of host memory
 //   memory-taken=N the first N attempts end while starting for want of memory that a plan had counted on
@@ -269,6 +270,18 @@ void Inspect(const v1::Run& run) {
   SendDone(0, "");
 }
 
+void Export(const v1::Run& run) {
+  if (run.model_path().find("bad") != std::string::npos) {
+    return SendDone(3, run.model_path() + ": nf4 is written of Hugging Face folders");
+  }
+  mkdir(run.output_dir().c_str(), 0750);
+  std::ofstream(run.output_dir() + "/" + run.format()) << run.model_path();
+  v1::FromWorker message;
+  message.set_report_json("{\"format\": \"" + run.format() + "\"}");
+  Send(message);
+  SendDone(0, "");
+}
+
 void Generate(const v1::Run& run) {
   std::string bytes;
   v1::ToWorker message;
@@ -320,6 +333,9 @@ int Main() {
       break;
     case v1::VERB_GENERATE:
       Generate(run);
+      break;
+    case v1::VERB_EXPORT:
+      Export(run);
       break;
     default:
       SendDone(12, "the fake worker does not know this verb");
