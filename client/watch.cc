@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "client/interrupt.h"
 #include "proto/base/status.h"
@@ -119,8 +120,9 @@ class Follower {
       if (interrupt_.timed_out()) return TimedOut();
       if (status.ok()) {
         const absl::StatusOr<v1::Job> job = client_.GetJob(id_);
-        if (job.ok() && IsAtRest(job->state())) return Finished(*job);
+        if (job.ok() && IsAtRest(job->state()) && job->state() != v1::HELD) return Finished(*job);
         if (job.ok()) last_contact = SteadyClock::now();
+        if (job.ok() && job->state() == v1::HELD) SayHeld(*job);
       } else if (!WorthAnotherTry(status)) {
         return Fail(context_, status);
       }
@@ -172,6 +174,14 @@ class Follower {
     Err(view_->PlainLine() + "\n");
   }
 
+  // What is held goes on, by itself or by somebody's hand: this waits for it. Why it is held the event has said.
+  void SayHeld(const v1::Job& job) {
+    if (std::exchange(held_said_, last_sequence_) == last_sequence_) return;
+    if (context_.json() || context_.quiet) return;
+    line_->Say(StrCat("it goes on when that is mended; this waits. Try again now: hone release ", job.id(),
+                      "; end it: hone cancel ", job.id()));
+  }
+
   int Detached() {
     line_->Clear();
     Err(StrCat("Detached; job ", id_, " goes on. Watch it again: hone watch ", id_, ". End it: hone cancel ", id_,
@@ -202,6 +212,7 @@ class Follower {
   std::optional<WatchView> view_;
   StatusLine* line_ = nullptr;
   uint64_t last_sequence_ = 0;
+  uint64_t held_said_ = 0;  // the number of the event after which it was said that the job is held
   bool said_lost_ = false;
   SteadyClock::time_point last_plain_{};
 };

@@ -1,7 +1,9 @@
 // The contract of the command line: help, usage, submitting and watching. Exit codes, what goes to which stream,
 // retries, resumption, no escape codes.
 #include <algorithm>
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include "tests/client/cli_fixture.h"
 
@@ -212,8 +214,7 @@ TEST_F(Cli, OnlySubmitExitsSix) {
 
 TEST_F(Cli, WatchExitsAsTheJobEnded) {
   StartDaemon();
-  const std::map<v1::JobState, int> codes = {
-      {v1::SUCCEEDED, 0}, {v1::FAILED, 1}, {v1::CANCELLED, 3}, {v1::PAUSED, 3}, {v1::HELD, 3}};
+  const std::map<v1::JobState, int> codes = {{v1::SUCCEEDED, 0}, {v1::FAILED, 1}, {v1::CANCELLED, 3}, {v1::PAUSED, 3}};
   for (const auto& [state, code] : codes) {
     daemon_->script.jobs["abc123"].set_state(state);
     daemon_->script.events = {StateEvent(1, v1::QUEUED), StateEvent(2, state)};
@@ -225,6 +226,30 @@ TEST_F(Cli, WatchExitsAsTheJobEnded) {
   const Result missing = Hone({"watch", "nope"});
   EXPECT_EQ(missing.code, 1);
   EXPECT_THAT(missing.err, HasSubstr("no job"));
+}
+
+TEST_F(Cli, WatchWaitsWhileAJobIsHeldAndSaysWhy) {
+  StartDaemon();
+  daemon_->script.jobs["abc123"].set_state(v1::HELD);
+  daemon_->script.events = {StateEvent(1, v1::QUEUED), StateEvent(2, v1::HELD)};
+  daemon_->script.events.back().mutable_state()->set_message("the disk is full");
+  const Result waits = Hone({"watch", "abc123", "--timeout", "2"});
+  EXPECT_EQ(waits.code, 7);
+  EXPECT_THAT(waits.err, HasSubstr("HELD: the disk is full"));
+  const size_t hint = waits.err.find("hone release abc123");
+  EXPECT_NE(hint, std::string::npos) << waits.err;
+  EXPECT_EQ(waits.err.find("hone release", hint + 1), std::string::npos) << "said once";
+  std::thread mended([this] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    const std::lock_guard lock(daemon_->script.mutex);
+    daemon_->script.jobs["abc123"].set_state(v1::SUCCEEDED);
+    daemon_->script.events.push_back(StateEvent(3, v1::QUEUED));
+    daemon_->script.events.push_back(StateEvent(4, v1::SUCCEEDED));
+  });
+  const Result ends = Hone({"watch", "abc123", "--timeout", "20"});
+  mended.join();
+  EXPECT_EQ(ends.code, 0) << ends.err;
+  EXPECT_THAT(ends.err, HasSubstr("SUCCEEDED"));
 }
 
 TEST_F(Cli, WatchResumesWhereTheStreamBroke) {
