@@ -119,7 +119,8 @@ int AwaitReady(Context& context, const Spawned& spawned, const std::string& sock
           Out(MessageToJson(*ready) + "\n");
         } else {
           Note(context, StrCat("honed ", ready->version(), " (build ", ready->build_id(), ") is ready, pid ",
-                               ready->pid(), ", socket ", socket, ", log ", spawned.log_path));
+                               ready->pid(), ", socket ", socket, ", log ", spawned.log_path,
+                               ".\nSubmit a job: hone submit job.yaml --watch. Stop it: hone daemon stop"));
         }
         return kExitOk;
       }

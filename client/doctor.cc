@@ -298,6 +298,8 @@ int RunDoctor(Context& context) {
     Out(row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
   if (!context.json()) Out(RenderFindings(findings, context.terminal.out_colours));
+  Note(context, problem ? "What is called a problem keeps jobs from running; the fix is beside it."
+                        : "Jobs can run. Submit one: hone submit job.yaml --watch");
   return problem ? kExitFailed : kExitOk;
 }
 

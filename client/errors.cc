@@ -43,6 +43,10 @@ std::string ErrorHint(const absl::Status& status) {
   const std::string reason = ErrorReason(status);
   if (reason == "PLAN_DOES_NOT_FIT")
     return "`hone plan JOB.yaml` shows where the memory goes and the smallest changes that help.";
+  if (reason == "JOB_FINISHED") return "`hone submit --from JOB` runs it again, with --set FIELD=VALUE changed.";
+  if (reason == "NOT_QUEUED") return "`hone pause JOB` stops a running job for a while; `hone queue` shows what waits.";
+  const std::string_view message(status.message().data(), status.message().size());
+  if (status.code() == absl::StatusCode::kNotFound && message.rfind("no job", 0) == 0) return "`hone ls` lists jobs.";
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
       return "`hone daemon start` starts a daemon; `hone doctor` finds out what is wrong.";
@@ -57,9 +61,9 @@ std::string ErrorHint(const absl::Status& status) {
       break;
   }
   const std::string field = FieldOf(status);
-  if (!field.empty() && SpecHelp(field.substr(0, field.find('['))).ok()) {
-    return StrCat("`hone spec ", field.substr(0, field.find('[')), "` explains this field.");
-  }
+  const std::string known = field.substr(0, field.find('['));
+  if (!known.empty() && SpecHelp(known).ok()) return StrCat("`hone spec ", known, "` explains this field.");
+  if (message.find("unknown field") != std::string_view::npos) return "`hone spec` lists the fields.";
   return "";
 }
 

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include "client/commands.h"
 #include "client/interrupt.h"
@@ -68,6 +69,8 @@ struct Download {
 
 // Continues where a broken stream stopped.
 absl::Status FetchBytes(Download& download, const v1::Artifact& artifact, PartFile& part) {
+  constexpr uint64_t kShowBytes = uint64_t{8} << 20;  // between two looks
+  uint64_t shown = 0;
   absl::Status status;
   for (int attempt = 0; attempt < kTries; ++attempt) {
     status = download.client.ReadArtifact(
@@ -76,8 +79,10 @@ absl::Status FetchBytes(Download& download, const v1::Artifact& artifact, PartFi
           if (data.size() > artifact.bytes() - std::min(part.written(), artifact.bytes())) {
             return DataLoss("more bytes than the ", artifact.bytes(), " announced");
           }
-          download.line.Show(StrCat(Printable(artifact.path()), "  ", FormatBytes(part.written()), " of ",
-                                    FormatBytes(artifact.bytes())));
+          if (std::exchange(shown, part.written() / kShowBytes + 1) != part.written() / kShowBytes + 1) {
+            download.line.Show(StrCat(Printable(artifact.path()), "  ", FormatBytes(part.written()), " of ",
+                                      FormatBytes(artifact.bytes())));
+          }
           return part.Append(data);
         },
         download.interrupt.cancellation());
@@ -156,7 +161,13 @@ int RunExport(Context& context, const ExportOptions& options) {
   }
   const std::string verdict = unverified == 0 ? "every sha256 as the job wrote it"
                                               : StrCat(unverified, " of them not verified: the job recorded no sha256");
-  Note(context, StrCat(count, " files, ", FormatBytes(bytes), ", ", verdict, "."));
+  std::string loads;
+  std::error_code error;
+  for (const auto& [folder, tool] : {std::pair("adapter", "PEFT"), std::pair("merged", "transformers")}) {
+    const std::filesystem::path path = std::filesystem::path(options.output) / folder;
+    if (std::filesystem::is_directory(path, error)) loads += StrCat(" ", path.string(), " loads in ", tool, ".");
+  }
+  Note(context, StrCat(count, " files, ", FormatBytes(bytes), ", ", verdict, ".", loads));
   return kExitOk;
 }
 

@@ -33,11 +33,11 @@ std::string Locate(const Environment& environment, const std::string& folder, co
   return std::filesystem::exists(beside, error) ? beside : here;
 }
 
-absl::Status UploadField(const Environment& environment, const std::string& folder, Client& client,
+absl::Status UploadField(const Environment& environment, JobFile& file, Client& client,
                          const std::function<void(const std::string&, uint64_t, uint64_t)>& on_progress,
                          const std::string& field, std::string& source) {
   if (source.empty() || source.rfind("sha256:", 0) == 0) return absl::OkStatus();
-  const std::string path = Locate(environment, folder, source);
+  const std::string path = Locate(environment, file.folder, source);
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
     return FieldError(field, StrCat("no file ", path, std::filesystem::is_directory(path, error) ? " (a folder)" : ""));
@@ -46,6 +46,7 @@ absl::Status UploadField(const Environment& environment, const std::string& fold
   if (on_progress) progress = [&](uint64_t done, uint64_t total) { on_progress(source, done, total); };
   const absl::StatusOr<std::string> digest = client.UploadFile(path, progress);
   if (!digest.ok()) return Annotate(digest.status(), field);
+  file.uploaded[*digest] = source;
   source = "sha256:" + *digest;
   return absl::OkStatus();
 }
@@ -54,7 +55,9 @@ absl::Status UploadField(const Environment& environment, const std::string& fold
 
 absl::StatusOr<JobFile> LoadJobFile(const std::string& path, const std::vector<std::string>& sets) {
   const absl::StatusOr<std::string> text = path == "-" ? ReadStdin() : ReadFile(path, kMaxJobFile);
-  if (!text.ok()) return InvalidArgument(text.status().message());
+  if (!text.ok()) {
+    return InvalidArgument(text.status().message(), "; a job file is YAML, and `hone spec` explains what it may say");
+  }
   SpecPositions positions;
   absl::StatusOr<v1::JobSpec> spec = SpecFromYaml(*text, path == "-" ? "stdin" : path, &positions);
   if (!spec.ok()) return spec.status();
@@ -105,9 +108,31 @@ absl::Status PrepareForDaemon(const Environment& environment, Client& client,
     if (!std::filesystem::exists(source, error)) return FieldError("model.source", StrCat("nothing at ", source));
   }
   HONE_RETURN_IF_ERROR(
-      UploadField(environment, file.folder, client, on_progress, "data.train", *spec.mutable_data()->mutable_train()));
+      UploadField(environment, file, client, on_progress, "data.train", *spec.mutable_data()->mutable_train()));
   if (!spec.data().has_eval()) return absl::OkStatus();
-  return UploadField(environment, file.folder, client, on_progress, "data.eval", *spec.mutable_data()->mutable_eval());
+  return UploadField(environment, file, client, on_progress, "data.eval", *spec.mutable_data()->mutable_eval());
+}
+
+std::string NameUploads(const JobFile& file, std::string_view message) {
+  std::string text(message);
+  for (const auto& [digest, name] : file.uploaded) {
+    const std::string stored = "/blobs/" + digest;
+    for (size_t at = text.find(stored); at != std::string::npos; at = text.find(stored, at)) {
+      const size_t space = text.find_last_of(" \"", at);
+      const size_t begin = space == std::string::npos ? 0 : space + 1;
+      text.replace(begin, at + stored.size() - begin, name);
+      at = begin + name.size();
+    }
+  }
+  return text;
+}
+
+absl::Status NameUploads(const JobFile& file, const absl::Status& status) {
+  if (status.ok() || file.uploaded.empty()) return status;
+  absl::Status named(status.code(),
+                     NameUploads(file, std::string_view(status.message().data(), status.message().size())));
+  status.ForEachPayload([&](absl::string_view type, const absl::Cord& payload) { named.SetPayload(type, payload); });
+  return named;
 }
 
 }  // namespace hone

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,9 +16,10 @@
 namespace hone {
 
 struct JobFile {
-  v1::JobSpec spec;                 // as written, after --set
-  std::vector<std::string> advice;  // warnings for people
-  std::string folder;               // where the file lies
+  v1::JobSpec spec;                             // as written, after --set
+  std::vector<std::string> advice;              // warnings for people
+  std::string folder;                           // where the file lies
+  std::map<std::string, std::string> uploaded;  // digests of data files, to their names here
 };
 
 // "-" reads stdin. Relative paths in it are looked for in the current folder, then beside the job file.
@@ -30,5 +33,9 @@ absl::StatusOr<JobFile> JobFileFromSpec(const v1::JobSpec& spec, const std::vect
 absl::Status PrepareForDaemon(const Environment& environment, Client& client,
                               const std::function<void(const std::string&, uint64_t, uint64_t)>& on_progress,
                               JobFile& file);
+
+// A message about data as the daemon keeps it (".../blobs/<digest>: row 3"), with the name that the file has here.
+std::string NameUploads(const JobFile& file, std::string_view message);
+absl::Status NameUploads(const JobFile& file, const absl::Status& status);
 
 }  // namespace hone

@@ -14,19 +14,29 @@ namespace hone {
 namespace {
 
 constexpr size_t kMaxPoints = 400;
-constexpr double kWidth = 720, kHeight = 220, kLeft = 64, kRight = 12, kTop = 12, kBottom = 34;
+constexpr double kWidth = 720, kHeight = 220, kLeft = 76, kRight = 14, kTop = 12, kBottom = 30;
 
 constexpr char kStyle[] =
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
+    ":root{color-scheme:light dark}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em;color:#222;background:#fff;"
+    "overflow-wrap:break-word}"
     "h1{font-size:1.5em;margin-bottom:0}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}"
     "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.2em .8em .2em 0;vertical-align:top;"
-    "border-bottom:1px solid #eee}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}"
+    "border-bottom:1px solid #eee}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td{"
+    "overflow-wrap:anywhere}td.dim,td.n{white-space:nowrap;overflow-wrap:normal}"
+    "td.k{overflow-wrap:normal}code{font-size:12px}"
     "pre{background:#f6f6f6;padding:.8em;overflow-x:auto;white-space:pre-wrap;font-size:13px}"
-    "svg{width:100%;height:auto}.dim{color:#777}.s{padding:.1em .5em;border-radius:.3em;background:#eee}"
+    "figure{margin:1em 0}figcaption{font-size:14px}figcaption span{margin-right:1.2em;font-weight:600}"
+    "svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:#555}"
+    ".dim{color:#6a6a6a}.s{padding:.1em .5em;border-radius:.3em;background:#eee}"
     ".SUCCEEDED{background:#d7f0d7}.FAILED{background:#f6d5d5}.RUNNING{background:#d9e6fb}"
     ".q{margin:1em 0 .2em;font-weight:600}.two{display:grid;grid-template-columns:1fr 1fr;gap:1em}"
+    "@media(max-width:600px){.two{grid-template-columns:1fr;gap:0}svg text{font-size:19px}"
+    ".wide{overflow-x:auto}.wide td{overflow-wrap:normal;min-width:5em}}"
     "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}pre{background:#242424}"
-    "td,th{border-color:#333}h2{border-color:#444}.s{color:#222}svg text{fill:#bbb}}";
+    "td,th{border-color:#333}h2{border-color:#444}.s{color:#222}.dim{color:#999}svg text{fill:#bbb}"
+    "polyline,figcaption span{filter:brightness(1.5)}}"
+    "@media print{body{max-width:none;margin:0}figure,.two{break-inside:avoid}}";
 
 std::string Number(double value, const char* format = "%.4g") {
   char text[64];
@@ -58,17 +68,32 @@ std::vector<std::pair<double, double>> Thin(const std::vector<std::pair<double, 
 }
 
 struct Range {
-  double low = INFINITY, high = -INFINITY;
+  double low = INFINITY, high = -INFINITY, step = 0;
   void Take(double value) {
     low = std::min(low, value);
     high = std::max(high, value);
   }
-  void Widen() {
+  // Out to round figures, 1, 2 or 5 times a power of ten apart, `count` of them or fewer; whole ones where they count.
+  void Round(int count, bool whole) {
     if (!(low <= high)) low = 0, high = 1;
-    if (high - low < 1e-12) low -= 0.5, high += 0.5;
+    if (!(high - low > 1e-12 * std::max(std::abs(low), std::abs(high)))) {
+      const double some = low != 0 ? std::abs(low) / 2 : 0.5;
+      low -= some, high += some;
+    }
+    const double raw = (high - low) / count, power = std::pow(10, std::floor(std::log10(raw)));
+    step = (raw <= power ? 1 : raw <= 2 * power ? 2 : raw <= 5 * power ? 5 : 10) * power;
+    if (whole) step = std::max(step, 1.0);
   }
-  double Share(double value) const { return (value - low) / (high - low); }
+  void Widen() {
+    low = std::floor(low / step + 1e-9) * step;
+    high = std::ceil(high / step - 1e-9) * step;
+  }
+  double First() const { return std::ceil(low / step - 1e-9) * step; }
+  double Share(double value) const { return high > low ? (value - low) / (high - low) : 0.5; }
 };
+
+// A tick's figure, without what rounding adds: 0 is 0.
+std::string Tick(double value, double step) { return Number(std::abs(value) < step * 1e-6 ? 0 : value, "%.4g"); }
 
 std::string Facts(const v1::Job& job) {
   const v1::JobSpec& spec = job.has_resolved_spec() ? job.resolved_spec() : job.spec();
@@ -133,7 +158,7 @@ std::string Curves(const ReportFacts& facts) {
 }
 
 std::string Compared(const std::string& name, const std::string& plan, const std::string& actual, double ratio) {
-  return StrCat("<tr><td>", EscapeHtml(name), "</td><td class=n>", plan, "</td><td class=n>", actual,
+  return StrCat("<tr><td class=k>", EscapeHtml(name), "</td><td class=n>", plan, "</td><td class=n>", actual,
                 "</td><td class=n>", ratio > 0 ? Number(ratio * 100, "%.0f") + " %" : std::string(), "</td></tr>\n");
 }
 
@@ -149,7 +174,11 @@ std::string PlanAgainstActual(const ReportFacts& facts) {
                         ? static_cast<double>(arena.actual_bytes()) / static_cast<double>(arena.planned_bytes())
                         : 0);
   }
-  const uint64_t process = job.memory().process_bytes();
+  // By the driver, on a card; else what the arenas held.
+  uint64_t process = job.memory().process_bytes();
+  if (process == 0) {
+    for (const v1::ArenaUse& arena : job.memory().arenas()) process += arena.actual_bytes();
+  }
   out += Compared("memory in all", FormatBytes(job.plan().bytes().total()), process > 0 ? FormatBytes(process) : "",
                   process > 0 && job.plan().bytes().total() > 0
                       ? static_cast<double>(process) / static_cast<double>(job.plan().bytes().total())
@@ -174,14 +203,15 @@ std::string PlanAgainstActual(const ReportFacts& facts) {
 
 std::string History(const ReportFacts& facts) {
   std::string out =
-      "<h2>History</h2>\n<table><tr><th>attempt</th><th>end</th><th>steps</th><th>device</th><th></th></tr>\n";
+      "<h2>History</h2>\n<div "
+      "class=wide><table><tr><th>attempt</th><th>end</th><th>steps</th><th>device</th><th></th></tr>\n";
   for (const v1::Attempt& attempt : facts.job.attempts()) {
     out += StrCat("<tr><td>", attempt.number(), "</td><td>",
                   attempt.exit().empty() ? "running" : EscapeHtml(attempt.exit()), "</td><td>", attempt.first_step(),
                   " to ", attempt.last_step(), "</td><td>", EscapeHtml(attempt.device()), "</td><td>",
                   EscapeHtml(attempt.message()), "</td></tr>\n");
   }
-  out += "</table>\n<table>\n";
+  out += "</table></div>\n<div class=wide><table>\n";
   for (const v1::JobEvent& event : facts.events) {
     if (event.has_state()) {
       out += StrCat("<tr><td class=dim>", Time(event.time()), "</td><td>", v1::JobState_Name(event.state().to()),
@@ -192,7 +222,7 @@ std::string History(const ReportFacts& facts) {
                     EscapeHtml(event.warning()), "</td></tr>\n");
     }
   }
-  return out + "</table>\n";
+  return out + "</table></div>\n";
 }
 
 std::string Samples(const ReportFacts& facts) {
@@ -255,34 +285,40 @@ std::string CurvesSvg(const std::vector<Curve>& curves, const std::string& x_lab
       y.Take(value);
     }
   }
-  x.Widen();
+  x.Round(6, true);
+  y.Round(5, false);
   y.Widen();
   const double width = kWidth - kLeft - kRight, height = kHeight - kTop - kBottom;
-  std::string out = StrCat("<svg viewBox=\"0 0 ", kWidth, " ", kHeight, "\" role=\"img\" aria-label=\"",
-                           EscapeHtml(y_label), " by ", EscapeHtml(x_label), "\" font-size=\"11\" fill=\"#555\">\n");
-  for (int i = 0; i <= 4; ++i) {
-    const double at = kTop + height * i / 4;
-    out += StrCat("<line x1=\"", kLeft, "\" x2=\"", kWidth - kRight, "\" y1=\"", Number(at), "\" y2=\"", Number(at),
-                  "\" stroke=\"#8883\"/><text x=\"", kLeft - 6, "\" y=\"", Number(at + 4), "\" text-anchor=\"end\">",
-                  Number(y.high - (y.high - y.low) * i / 4), "</text>\n");
-    out += StrCat("<text x=\"", Number(kLeft + width * i / 4), "\" y=\"", kHeight - 18, "\" text-anchor=\"middle\">",
-                  Number(x.low + (x.high - x.low) * i / 4), "</text>\n");
-  }
-  double legend = kLeft;
+  std::string out = "<figure><figcaption>";
   for (const Curve& curve : curves) {
-    std::string points;
+    out += StrCat("<span style=\"color:", curve.colour, "\">", EscapeHtml(curve.name), "</span>");
+  }
+  out += StrCat("</figcaption>\n<svg viewBox=\"0 0 ", kWidth, " ", kHeight, "\" role=\"img\" aria-label=\"",
+                EscapeHtml(y_label), " by ", EscapeHtml(x_label), "\">\n");
+  for (double value = y.First(); value <= y.high + y.step / 2; value += y.step) {
+    const double at = kTop + height * (1 - y.Share(value));
+    out += StrCat("<line x1=\"", kLeft, "\" x2=\"", kWidth - kRight, "\" y1=\"", Number(at), "\" y2=\"", Number(at),
+                  "\" stroke=\"#8884\"/><text x=\"", kLeft - 8, "\" y=\"", Number(at + 4), "\" text-anchor=\"end\">",
+                  Tick(value, y.step), "</text>\n");
+  }
+  for (double value = x.First(); value <= x.high + x.step * 1e-6; value += x.step) {
+    out += StrCat("<text x=\"", Number(kLeft + width * x.Share(value)), "\" y=\"", kHeight - 8,
+                  "\" text-anchor=\"middle\">", Tick(value, x.step), "</text>\n");
+  }
+  for (const Curve& curve : curves) {
+    std::string points, last;
     for (const auto& [at, value] : Thin(curve.points)) {
       if (!std::isfinite(value)) continue;
-      points += StrCat(Number(kLeft + width * x.Share(at), "%.1f"), ",",
-                       Number(kTop + height * (1 - y.Share(value)), "%.1f"), " ");
+      last = StrCat(Number(kLeft + width * x.Share(at), "%.1f"), ",",
+                    Number(kTop + height * (1 - y.Share(value)), "%.1f"));
+      points += StrCat(points.empty() ? "" : " ", last);
     }
-    out += StrCat("<polyline fill=\"none\" stroke=\"", curve.colour, "\" stroke-width=\"1.5\" points=\"", points,
-                  "\"/>\n");
-    out += StrCat("<text x=\"", legend, "\" y=\"", kHeight - 3, "\" fill=\"", curve.colour, "\">",
-                  EscapeHtml(curve.name), "</text>\n");
-    legend += 14 + 7 * static_cast<double>(curve.name.size());
+    if (points == last && !last.empty()) points = StrCat(last, " ", last);  // one point is drawn as a dot
+    out +=
+        StrCat("<polyline fill=\"none\" stroke=\"", curve.colour,
+               "\" stroke-width=\"2\" stroke-linejoin=\"round\" stroke-linecap=\"round\" points=\"", points, "\"/>\n");
   }
-  return out + "</svg>\n";
+  return out + "</svg></figure>\n";
 }
 
 std::string JobReportHtml(const ReportFacts& facts) {
@@ -290,7 +326,8 @@ std::string JobReportHtml(const ReportFacts& facts) {
   const std::string name = EscapeHtml(job.display_name().empty() ? job.id() : job.display_name());
   std::string out = StrCat(
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
-      "content=\"width=device-width\"><title>",
+      "content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" "
+      "content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>",
       name, "</title><style>", kStyle, "</style></head><body>\n");
   out += StrCat("<h1>", name, "</h1><p class=dim>job ", EscapeHtml(job.id()), " · ", EscapeHtml(facts.made), "</p>\n");
   out += Facts(job) + "<h2>Curves</h2>\n" + Curves(facts) + PlanAgainstActual(facts) + Samples(facts);

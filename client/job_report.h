@@ -30,7 +30,8 @@ struct Curve {
   std::string colour;  // CSS
   std::vector<std::pair<double, double>> points;
 };
-// An SVG element with axes; points that are no numbers are left out. At most a few hundred points are drawn a curve.
+// A figure with a legend and an SVG element with axes; points that are no numbers are left out. At most a few hundred
+// points are drawn a curve.
 std::string CurvesSvg(const std::vector<Curve>& curves, const std::string& x_label, const std::string& y_label);
 std::string EscapeHtml(std::string_view text);
 

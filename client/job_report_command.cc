@@ -138,7 +138,10 @@ int RunJobReport(Context& context, const JobReportOptions& options) {
   const absl::Status written = WriteFileDurably(path, html);
   if (!written.ok()) return Fail(context, written);
   Out(StrCat(path, "\n"));
-  Note(context, StrCat("One page with everything inside, ", FormatBytes(html.size()), "; open it in a browser."));
+  Note(context, StrCat("One page with everything inside, ", FormatBytes(html.size()), "; open it in a browser.",
+                       options.questions.empty() && facts.job.state() == v1::SUCCEEDED
+                           ? " With answers before and after: --ask \"...\""
+                           : ""));
   return kExitOk;
 }
 

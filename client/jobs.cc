@@ -110,6 +110,7 @@ std::string DescribeJob(const v1::Job& job, bool colours) {
         out, "file",
         StrCat(Printable(artifact.path()), "  ", FormatBytes(artifact.bytes()), "  ", artifact.sha256().substr(0, 12)));
   }
+  AppendPair(out, "next", NextStep(job));
   return out;
 }
 
@@ -134,7 +135,8 @@ int RunList(Context& context, const ListOptions& options) {
     return kExitOk;
   }
   if (jobs.empty()) {
-    Note(context, "No jobs. Submit one: hone submit job.yaml --watch");
+    const bool all = options.states.empty() && options.labels.empty() && options.name.empty() && !options.mine;
+    Note(context, all ? "No jobs. Submit one: hone submit job.yaml --watch" : "No job matches. All of them: hone ls");
     return kExitOk;
   }
   Table table({"ID", "NAME", "STATE", "STEP", "LOSS", "AGE"});
@@ -173,11 +175,18 @@ int RunWatch(Context& context, const std::string& job, int timeout_seconds) {
 int RunLogs(Context& context, const std::string& job, bool follow) {
   HONE_TRY(Client* const client, context.Connect());
   Interrupt interrupt;
+  bool wrote = false;
   const absl::Status status = client->ReadLogs(
-      job, follow, [&](const std::string& text) { Out(context.terminal.out_is_terminal ? Printable(text) : text); },
+      job, follow,
+      [&](const std::string& text) {
+        wrote = wrote || !text.empty();
+        Out(context.terminal.out_is_terminal ? Printable(text) : text);
+      },
       interrupt.cancellation());
   if (interrupt.interrupted()) return kExitDetached;
-  return status.ok() ? kExitOk : Fail(context, status);
+  if (!status.ok()) return Fail(context, status);
+  if (!wrote) Note(context, StrCat("Its worker had nothing to say. What happened to the job: hone watch ", job));
+  return kExitOk;
 }
 
 int RunCancel(Context& context, const std::vector<std::string>& jobs) {
@@ -191,7 +200,7 @@ int RunCancel(Context& context, const std::vector<std::string>& jobs) {
       Out(MessageToJson(*job) + "\n");
     } else {
       Note(context, StrCat("Job ", job->id(), " is ", StateText(job->state(), false),
-                           job->state() == v1::CANCELLING ? "; its last checkpoint is kept." : "."));
+                           job->state() == v1::CANCELLING ? "; its last checkpoint is kept. " : ". ", NextStep(*job)));
     }
   }
   return code;

@@ -16,15 +16,14 @@ namespace hone {
 namespace {
 
 // Loads, warns, uploads: what plan, validate and submit share.
-absl::StatusOr<v1::JobSpec> Prepared(Context& context, Client& client, JobFile file) {
+absl::Status PrepareShowing(Context& context, Client& client, JobFile& file) {
   StatusLine line(context.terminal);
-  HONE_RETURN_IF_ERROR(PrepareForDaemon(
+  return PrepareForDaemon(
       context.environment, client,
       [&](const std::string& path, uint64_t done, uint64_t total) {
         line.Show(StrCat("uploading ", Printable(path), "  ", FormatBytes(done), " of ", FormatBytes(total)));
       },
-      file));
-  return file.spec;
+      file);
 }
 
 // What lies elsewhere, or in another form, than a plain run would have it.
@@ -108,19 +107,30 @@ int RunPlan(Context& context, const PlanOptions& options) {
   HONE_TRY(JobFile file, LoadJobFile(options.file, options.sets));
   for (const std::string& advice : file.advice) Warn(context, advice);
   HONE_TRY(Client* const client, context.Connect());
-  HONE_TRY(const v1::JobSpec spec, Prepared(context, *client, std::move(file)));
-  HONE_TRY(const v1::PlanJobResponse response, client->PlanJob(spec, options.device));
-  Out(context.json() ? MessageToJson(response.plan()) + "\n" : PlanText(response.plan(), context.terminal.out_colours));
+  const absl::Status prepared = PrepareShowing(context, *client, file);
+  if (!prepared.ok()) return Fail(context, prepared);
+  const absl::StatusOr<v1::PlanJobResponse> response = client->PlanJob(file.spec, options.device);
+  if (!response.ok()) return Fail(context, NameUploads(file, response.status()));
+  const v1::Plan& made = response->plan();
+  Out(context.json() ? MessageToJson(made) + "\n" : PlanText(made, context.terminal.out_colours));
+  if (made.fits() && options.device.empty()) {
+    Note(context, StrCat("Nothing was stored. Run it: hone submit ", options.file, " --watch"));
+  } else if (!made.fits()) {
+    Note(context, StrCat("Try a change: hone plan ", options.file, " --set FIELD=VALUE"));
+  }
   return kExitOk;
 }
 
 int RunDataValidate(Context& context, const std::string& path, const std::vector<std::string>& sets) {
   HONE_TRY(JobFile file, LoadJobFile(path, sets));
   HONE_TRY(Client* const client, context.Connect());
-  HONE_TRY(const v1::JobSpec spec, Prepared(context, *client, std::move(file)));
-  HONE_TRY(const v1::ValidateDataResponse response, client->ValidateData(spec));
-  Out(context.json() ? OneLineJson(response.report_json()) + "\n"
-                     : RenderReport(response.report_json(), context.terminal.out_colours));
+  const absl::Status prepared = PrepareShowing(context, *client, file);
+  if (!prepared.ok()) return Fail(context, prepared);
+  const absl::StatusOr<v1::ValidateDataResponse> response = client->ValidateData(file.spec);
+  if (!response.ok()) return Fail(context, NameUploads(file, response.status()));
+  Out(context.json() ? OneLineJson(response->report_json()) + "\n"
+                     : RenderReport(response->report_json(), context.terminal.out_colours));
+  Note(context, StrCat("The data can be trained on; between « and » is what is trained. Next: hone plan ", path));
   return kExitOk;
 }
 

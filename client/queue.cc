@@ -1,6 +1,7 @@
 // hone pause, resume, hold, release, move, label, wait.
 #include <algorithm>
 #include <chrono>
+#include <map>
 
 #include "client/commands.h"
 #include "client/interrupt.h"
@@ -11,21 +12,13 @@
 namespace hone {
 namespace {
 
-// What happens next, for people.
-std::string NextStep(const v1::Job& job) {
-  const std::string& id = job.id();
-  switch (job.state()) {
-    case v1::PAUSING:
-      return StrCat("; it finishes its step and writes a checkpoint. Wait for it: hone wait ", id, " --for paused");
-    case v1::PAUSED:
-      return StrCat(". Go on: hone resume ", id);
-    case v1::HELD:
-      return StrCat(": ", Printable(job.state_message()), ". Let it go: hone release ", id);
-    case v1::QUEUED:
-      return "; it waits for its turn.";
-    default:
-      return ".";
-  }
+// What the state means, and what to do next, for people.
+std::string Explained(const v1::Job& job) {
+  std::string text = StrCat("Job ", job.id(), " is ", StateText(job.state(), false));
+  if (job.state() == v1::PAUSING) text += "; it finishes its step and writes a checkpoint";
+  if (job.state() == v1::QUEUED) text += "; it waits for its turn";
+  if (job.state() == v1::HELD) text += StrCat(": ", Printable(job.state_message()));
+  return StrCat(text, ". ", NextStep(job));
 }
 
 // One call for each job; goes on after a failure and returns the last one's code.
@@ -40,7 +33,7 @@ int ForEach(Context& context, const std::vector<std::string>& names,
     } else if (context.json()) {
       Out(MessageToJson(*job) + "\n");
     } else {
-      Note(context, StrCat("Job ", job->id(), " is ", StateText(job->state(), false), NextStep(*job)));
+      Note(context, Explained(*job));
     }
   }
   return code;
@@ -163,6 +156,13 @@ int RunLabel(Context& context, const std::string& job_name, const std::vector<st
   HONE_TRY(Client* const client, context.Connect());
   HONE_TRY(const v1::Job job, client->UpdateJob(request));
   if (context.json()) Out(MessageToJson(job) + "\n");
+  std::string now;
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(job.options().labels().begin(), job.options().labels().end())) {
+    now += StrCat(now.empty() ? "" : ", ", Printable(key), "=", Printable(value));
+  }
+  Note(context, StrCat("Job ", job.id(), " has ", now.empty() ? "no labels" : StrCat("the labels ", now),
+                       ". Find jobs by one: hone ls --label KEY=VALUE"));
   return kExitOk;
 }
 
@@ -184,7 +184,7 @@ int RunQueue(Context& context) {
   table.AlignRight(4);
   int place = 0;
   for (const v1::Job& job : jobs) {
-    std::string why = job.state_reason();
+    std::string why = job.state_message().empty() ? job.state_reason() : job.state_message();
     if (job.state() == v1::QUEUED && job.options().after_size() > 0) why += StrCat(", after ", job.options().after(0));
     table.Add({job.state() == v1::QUEUED ? StrCat(++place) : "-", job.id(), Clip(Printable(job.display_name()), 40),
                StateText(job.state(), false), StrCat(job.priority()), Printable(why)});
@@ -215,6 +215,7 @@ int RunWait(Context& context, const WaitOptions& options) {
     }
     if (one == kExitDetached) return one;
     if (context.json() && !job.id().empty()) Out(MessageToJson(job) + "\n");
+    if (one == kExitOk && !context.json() && !job.id().empty()) Note(context, Explained(job));
     if (one != kExitOk && !job.id().empty()) {
       Err(StrCat("hone: job ", job.id(), " is ", StateText(job.state(), false), " and will not be ", goal.name, ": ",
                  Printable(job.state_message()), "\n"));

@@ -89,7 +89,7 @@ void RenderEntry(const std::string& key, const Json& value, const std::string& i
     out += StrCat(indent, key, ":\n");
     Render(value, indent + "  ", colours, out);
   } else if (value.is_array() && IsFlat(value)) {
-    std::string line;
+    std::string line = value.empty() ? "none" : "";
     for (const Json& item : value) line += StrCat(line.empty() ? "" : ", ", Scalar(item));
     if (line.size() > kShortList)
       line = StrCat(line.substr(0, line.rfind(',', kShortList)), ", ... (", value.size(), ")");

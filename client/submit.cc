@@ -22,10 +22,11 @@ void AwaitVerdict(Client& client, v1::Job& job) {
   }
 }
 
-int Refused(Context& context, const v1::Job& job) {
+int Refused(Context& context, const JobFile& file, const v1::Job& job) {
   if (context.json()) Out(MessageToJson(job) + "\n");
-  Err(StrCat("hone: ", Paint(context.terminal.err_colours, Colour::kRed, "error:"), " job ", job.id(),
-             " cannot run: ", Printable(job.state_message().empty() ? job.state_reason() : job.state_message()), "\n"));
+  Err(StrCat("hone: ", Paint(context.terminal.err_colours, Colour::kRed, "error:"), " job ", job.id(), " cannot run: ",
+             Printable(NameUploads(file, job.state_message().empty() ? job.state_reason() : job.state_message())),
+             "\n"));
   if (job.state_reason() != "PLAN_DOES_NOT_FIT") return kExitFailed;
   Err("  hint: `hone plan JOB.yaml` shows where the memory goes and the smallest changes that help.\n");
   return kExitDoesNotFit;
@@ -121,7 +122,7 @@ int SubmitMatrix(Context& context, Client& client, const SubmitOptions& options,
     const absl::StatusOr<v1::Job> job = client.CreateJob(request);
     if (!job.ok()) {
       Err(StrCat("hone: ", i, " of ", files.size(), " jobs were submitted; ", combinations[i].name, " was refused\n"));
-      return SubmitFailed(context, job.status());
+      return SubmitFailed(context, NameUploads(files[i], job.status()));
     }
     if (!options.validate_only) Out(context.json() ? MessageToJson(*job) + "\n" : StrCat(job->id(), "\n"));
     Note(context, StrCat(options.validate_only ? std::string("valid") : job->id(), "  ", combinations[i].name));
@@ -170,19 +171,20 @@ int RunSubmit(Context& context, const SubmitOptions& options) {
   request.set_validate_only(options.validate_only);
   request.set_priority(options.priority);
   absl::StatusOr<v1::Job> job = client->CreateJob(request);
-  if (!job.ok()) return SubmitFailed(context, job.status());
+  if (!job.ok()) return SubmitFailed(context, NameUploads(file, job.status()));
   if (options.validate_only) {
     if (context.json()) {
       Out(MessageToJson(*job) + "\n");
     } else {
-      Note(context, "The job is valid and its plan fits; nothing was stored.");
+      Note(context,
+           "The job is valid and its plan fits; nothing was stored. Run it: the same without --validate-only.");
     }
     return kExitOk;
   }
 
   if (!options.watch) {
     AwaitVerdict(*client, *job);
-    if (job->state() == v1::FAILED) return Refused(context, *job);
+    if (job->state() == v1::FAILED) return Refused(context, file, *job);
   }
   if (context.json()) {
     Out(MessageToJson(*job) + "\n");  // with --watch, the events follow
@@ -190,10 +192,8 @@ int RunSubmit(Context& context, const SubmitOptions& options) {
     Out(StrCat(job->id(), "\n"));
   }
   if (!options.watch) {
-    const bool held = job->state() == v1::HELD;
-    Note(context,
-         StrCat("Job ", job->id(), " (", Printable(job->display_name()), ") is ", StateText(job->state(), false),
-                held ? ". Let it go: hone release " : ". Watch it: hone watch ", job->id()));
+    Note(context, StrCat("Job ", job->id(), " (", Printable(job->display_name()), ") is ",
+                         StateText(job->state(), false), ". ", NextStep(*job)));
     return kExitOk;
   }
   return WatchJob(context, *client, job->id(),

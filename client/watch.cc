@@ -65,7 +65,10 @@ std::string PhaseText(v1::Phase phase) {
 std::string StateLine(const v1::StateChange& change) {
   std::string line = StateText(change.to(), false);
   if (!change.message().empty()) return StrCat(line, ": ", Printable(change.message()));
-  if (!change.reason().empty()) line += StrCat(" (", Printable(change.reason()), ")");
+  if (change.to() == v1::VALIDATING) return StrCat(line, ": checks the job and its data, and plans memory and time");
+  if (change.to() == v1::FINALIZING) return StrCat(line, ": writes the results");
+  const bool plain = change.to() == v1::RUNNING || change.to() == v1::SUCCEEDED;
+  if (!change.reason().empty() && !plain) line += StrCat(" (", Printable(change.reason()), ")");
   return line;
 }
 
@@ -184,6 +187,7 @@ class Follower {
 
   int Detached() {
     line_->Clear();
+    if (view_->has_progress() && !context_.quiet) Err(view_->PlainLine() + "\n");
     Err(StrCat("Detached; job ", id_, " goes on. Watch it again: hone watch ", id_, ". End it: hone cancel ", id_,
                "\n"));
     return kExitDetached;
@@ -337,16 +341,41 @@ std::string JobSummary(const v1::Job& job, bool colours) {
   }
   if (job.has_last_eval()) out += StrCat("  ", EvalLine(job.last_eval()), "\n");
   if (job.state() == v1::SUCCEEDED) {
-    out += StrCat("  files: hone export ", job.id(), " --output DIR\n  try it: hone generate --job ", job.id(),
-                  " --ask \"What is a tide?\" --compare\n");
+    out += StrCat("  try it: hone generate --job ", job.id(),
+                  " --ask \"What is a tide?\" --compare\n  files:  hone export ", job.id(),
+                  " --output DIR\n  report: hone report ", job.id(), "\n");
   } else if (job.state() == v1::FAILED) {
-    out += StrCat("  why: hone logs ", job.id(), "\n");
+    out += StrCat("  why: hone logs ", job.id(), "\n  run it again: hone submit --from ", job.id(), "\n");
+  } else if (job.state() == v1::CANCELLED) {
+    out += StrCat("  run it again: hone submit --from ", job.id(), "\n");
   } else if (job.state() == v1::PAUSED) {
     out += StrCat("  go on: hone resume ", job.id(), "\n");
   } else if (job.state() == v1::HELD) {
     out += StrCat("  try again now: hone release ", job.id(), "; end it: hone cancel ", job.id(), "\n");
   }
   return out;
+}
+
+std::string NextStep(const v1::Job& job) {
+  const std::string& id = job.id();
+  switch (job.state()) {
+    case v1::SUCCEEDED:
+      return StrCat("Take its files: hone export ", id, " --output DIR");
+    case v1::FAILED:
+      return StrCat("See why: hone logs ", id, ". Run it again: hone submit --from ", id);
+    case v1::CANCELLED:
+      return StrCat("Run it again: hone submit --from ", id);
+    case v1::PAUSING:
+      return StrCat("Wait for it: hone wait ", id, " --for paused");
+    case v1::CANCELLING:
+      return StrCat("Wait for it: hone wait ", id);
+    case v1::PAUSED:
+      return StrCat("Go on: hone resume ", id);
+    case v1::HELD:
+      return StrCat("Let it go: hone release ", id);
+    default:
+      return StrCat("Watch it: hone watch ", id);
+  }
 }
 
 int WatchJob(Context& context, Client& client, const std::string& id, const WatchOptions& options) {

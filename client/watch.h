@@ -52,5 +52,7 @@ class WatchView {
 // What came of a job, for people.
 std::string JobSummary(const v1::Job& job, bool colours);
 std::string StateText(v1::JobState state, bool colours);
+// What a person may do next with a job in this state: "Watch it: hone watch ID"; without a full stop.
+std::string NextStep(const v1::Job& job);
 
 }  // namespace hone

@@ -116,7 +116,11 @@ TEST_F(WithDaemon, PauseResumeHoldReleaseAndWait) {
   const Result pause = Hone({"pause", id});
   EXPECT_EQ(pause.code, 0);
   EXPECT_THAT(pause.err, HasSubstr("hone wait " + id + " --for paused"));
-  EXPECT_EQ(Hone({"wait", id, "--for", "paused", "--timeout", "20"}).code, 0);
+  const Result waited = Hone({"wait", id, "--for", "paused", "--timeout", "20"});
+  EXPECT_EQ(waited.code, 0);
+  EXPECT_THAT(waited.err, HasSubstr("is PAUSED. Go on: hone resume " + id));
+  EXPECT_EQ(waited.out, "");
+  EXPECT_THAT(Hone({"get", id}).out, HasSubstr("next          Go on: hone resume " + id));
   const Result watched = Hone({"watch", id});
   EXPECT_EQ(watched.code, 3);
   EXPECT_THAT(watched.err, HasSubstr("hone resume " + id));
@@ -131,13 +135,19 @@ TEST_F(WithDaemon, PauseResumeHoldReleaseAndWait) {
   EXPECT_EQ(Hone({"hold", waits, "-m", "not yet"}).code, 0);
   EXPECT_THAT(Hone({"get", waits}).out, HasSubstr("not yet"));
   EXPECT_THAT(Hone({"ls", "--label", "team=blue", "-o", "name"}).out, HasSubstr(waits));
-  EXPECT_EQ(Hone({"label", waits, "team-", "new=1"}).code, 0);
+  const Result labels = Hone({"label", waits, "team-", "new=1"});
+  EXPECT_EQ(labels.code, 0);
+  EXPECT_THAT(labels.err, HasSubstr("has the labels new=1"));
+  EXPECT_THAT(Hone({"ls", "--label", "team=blue"}).err, HasSubstr("No job matches"));
   EXPECT_EQ(Hone({"ls", "--label", "team=blue", "-o", "name"}).out, "");
   EXPECT_EQ(Hone({"cancel", id, waits}).code, 0);
   EXPECT_EQ(Hone({"wait", id, "--for", "succeeded", "--timeout", "20"}).code, 3);
   const Result again = Hone({"pause", id});
   EXPECT_EQ(again.code, 1);
   EXPECT_THAT(again.err, HasSubstr("JOB_FINISHED"));
+  EXPECT_THAT(again.err, HasSubstr("hone submit --from JOB"));
+  EXPECT_THAT(Hone({"cancel", id}).err, HasSubstr("is CANCELLED. Run it again: hone submit --from " + id));
+  EXPECT_THAT(Hone({"get", "nothing"}).err, HasSubstr("`hone ls` lists jobs"));
 }
 
 TEST_F(WithDaemon, CloneSweepMoveTopAndReport) {

@@ -1,6 +1,7 @@
 // What is pure in the client's newer commands: sweeps, durations, foreign job files, the report's page, contexts.
 #include "client/contexts.h"
 #include "client/foreign_job.h"
+#include "client/job_file.h"
 #include "client/job_report.h"
 #include "client/matrix.h"
 #include "gmock/gmock.h"
@@ -87,6 +88,53 @@ TEST(ForeignJob, LlamaFactoryKto) {
   EXPECT_THAT(dpo->not_mapped, Contains(HasSubstr("rl: dpo")));
 }
 
+// What keeps a page from being read as it was meant: elements closed in the order in which they were opened, quotes in
+// pairs, & only as an entity. "" if it is well formed, else where it is not.
+std::string Malformed(const std::string& html) {
+  std::vector<std::string> open;
+  for (size_t at = 0; at < html.size(); ++at) {
+    if (html[at] == '&' && html.find(';', at) > at + 7) return "a bare & at " + html.substr(at, 40);
+    if (html[at] == '>') return "a bare > before " + html.substr(at, 40);
+    if (html[at] != '<') continue;
+    size_t end = at + 1;
+    for (char quote = 0; end < html.size() && (quote != 0 || html[end] != '>'); ++end) {
+      if (quote == 0 ? html[end] == '"' : html[end] == quote) quote = quote == 0 ? html[end] : 0;
+      if (quote == 0 && html[end] == '<') return "a tag within " + html.substr(at, 40);
+    }
+    if (end >= html.size()) return "a tag without an end: " + html.substr(at, 40);
+    const std::string tag = html.substr(at + 1, end - at - 1);
+    const std::string name = tag.substr(0, tag.find_first_of(" /", 1));
+    if (name == "style") {
+      end = html.find("</style>", end) + 7;
+    } else if (tag[0] == '/') {
+      if (open.empty() || open.back() != tag.substr(1)) return "closed but not open: " + tag;
+      open.pop_back();
+    } else if (tag[0] != '!' && tag.back() != '/' && name != "meta") {
+      open.push_back(name);
+    }
+    at = end;
+  }
+  return open.empty() ? "" : "never closed: " + open.back();
+}
+
+TEST(JobFile, AMessageNamesAnUploadAsItIsCalledHere) {
+  JobFile file;
+  file.uploaded["abc"] = "rows.jsonl";
+  const absl::Status status =
+      NameUploads(file, FieldError("data.train", StrCat("/var/lib/hone/blobs/abc: row 3 (line 3): no label; ",
+                                                        "\"/var/lib/hone/blobs/abc\" and /blobs/other stay")));
+  EXPECT_EQ(status.message(), "data.train: rows.jsonl: row 3 (line 3): no label; \"rows.jsonl\" and /blobs/other stay");
+  EXPECT_EQ(FieldOf(status), "data.train");
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+}
+
+TEST(JobReport, TheCheckOfItsFormCanFail) {
+  EXPECT_EQ(Malformed("<!doctype html><a b=\"x>y\"><p>&amp; c</p><br/></a>"), "");
+  for (const char* wrong : {"<a><b></a></b>", "<a>", "a > b", "a & b and more", "<a b=\"x></a>", "<a <b>"}) {
+    EXPECT_NE(Malformed(wrong), "") << wrong;
+  }
+}
+
 TEST(JobReport, OnePageThatLoadsNothingAndEscapesEverything) {
   ReportFacts facts;
   facts.job.set_id("abc");
@@ -111,10 +159,21 @@ TEST(JobReport, OnePageThatLoadsNothingAndEscapesEverything) {
   for (const char* outside : {"http://", "https://", "src=", "href=", "@import", "url("}) {
     EXPECT_THAT(html, Not(HasSubstr(outside)));
   }
+  EXPECT_EQ(Malformed(html), "");
+  EXPECT_THAT(html, HasSubstr("default-src 'none'"));
   EXPECT_THAT(html, Not(HasSubstr("nan")));
   EXPECT_THAT(html, HasSubstr("<svg"));
   EXPECT_LT(html.size(), 200000u);  // a long run stays a small page
+  // Axes have round figures, and steps are whole.
+  const std::string axes = CurvesSvg({{"curve", "#000", {{1, 6.1e-6}, {12, 3.79}}}}, "x", "y");
+  EXPECT_EQ(Malformed(axes), "");
+  for (const char* tick : {">0<", ">1<", ">4<", ">2<", ">12<"}) EXPECT_THAT(axes, HasSubstr(tick));
+  for (const char* crooked : {"e-06<", "3.75<", "6.5<"}) EXPECT_THAT(axes, Not(HasSubstr(crooked)));
+  for (const double value : {0.0, 1e-30, -5e12}) {
+    EXPECT_THAT(CurvesSvg({{"one", "#000", {{3, value}}}}, "x", "y"), Not(HasSubstr("nan"))) << value;
+  }
   // Nothing at all is no crash.
+  EXPECT_EQ(Malformed(JobReportHtml(ReportFacts())), "");
   EXPECT_THAT(JobReportHtml(ReportFacts()), HasSubstr("</html>"));
   EXPECT_THAT(CurvesSvg({{"flat", "#000", {{1, 2}, {2, 2}}}}, "x", "y"), HasSubstr("polyline"));
 }

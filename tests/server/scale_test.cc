@@ -127,7 +127,8 @@ TEST(Scale, TenThousandQueuedJobs) {
   const uint64_t rss = ResidentMiB(honed.pid());
   std::printf(
       "%d queued jobs: submit with fsync p50 %.2f p99 %.2f ms (over RPC with a worker's plan p50 %.1f p99 %.1f ms), "
-      "list page p99 %.2f ms (by label %.2f ms), pick-next p99 %.3f ms, the queue's age %.2f ms, restart to READY %.0f ms, memory %llu MiB\n",
+      "list page p99 %.2f ms (by label %.2f ms), pick-next p99 %.3f ms, the queue's age %.2f ms, restart to READY %.0f "
+      "ms, memory %llu MiB\n",
       kJobs, Percentile(submits, 0.5), Percentile(submits, 0.99), Percentile(rpc, 0.5), Percentile(rpc, 0.99),
       Percentile(pages, 0.99), Percentile(filtered, 0.99), Percentile(picks, 0.99), Percentile(ages, 0.5), ready,
       static_cast<unsigned long long>(rss));
