@@ -236,6 +236,21 @@ void Glu(Tensor gate_up, Tensor out, DType act) {
   Is(gate_up, act, out.rows, 2 * out.cols);
 }
 
+void WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Tensor gate_up, Tensor out, DType act) {
+  HONE_CHECK(weights.size() == 2 && weights[0].rows == weights[1].rows, weights.size(), " weights");
+  Glu(gate_up, out, act);
+  WeightMatmul(x, weights, gate_up, {}, act);
+}
+
+void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache, DType act) {
+  const int64_t nk = cache.cols / 2;
+  Is(cache, act);
+  HONE_CHECK(cache.cols % 2 == 0 && head_dim > 0 && nk % head_dim == 0 && qkv.cols >= cache.cols, Describe(qkv),
+             " beside a cache of ", Describe(cache));
+  Rope(qkv.Cols(0, qkv.cols - nk), head_dim, cos, sin, act);
+  ScatterRows(qkv.Cols(qkv.cols - 2 * nk, 2 * nk), row_ids, cache);
+}
+
 void GluBackward(Tensor d_out, Tensor gate_up, Tensor d_gate_up, Tensor out, DType act) {
   Glu(gate_up, d_out, act);
   Glu(d_gate_up, d_out, act);

@@ -35,6 +35,8 @@ void AttentionBackward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, T
                        const AttentionShape& shape, Tensor delta, Tensor dq, Tensor dk, Tensor dv, DType act);
 void LogProb(Tensor logits, Tensor targets, Tensor log_probs, DType act);
 void ArgMax(Tensor logits, Tensor out);
+void WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Tensor gate_up, Tensor out, DType act);
+void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache, DType act);
 void SumSquares(Tensor x, Tensor out);
 void AdamW(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor sum_squares, Tensor step);
 void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,

@@ -70,8 +70,8 @@ struct AugmentPart {
   int64_t column = 0;
 };
 
-// The same in the backward pass (AdapterBackward): so many columns of dY, and the gradient dB [rows, r] (fp32; empty: no
-// adapter), whose adapter has the columns [column, column + r) of B, u and du.
+// The same in the backward pass (AdapterBackward): so many columns of dY, and the gradient dB [rows, r] (fp32; empty:
+// no adapter), whose adapter has the columns [column, column + r) of B, u and du.
 struct AdapterPart {
   int64_t rows = 0;
   Tensor db;
@@ -156,10 +156,13 @@ class Ops {
   // The adapters' products with the gradient of a linear group's output, in one pass over it. dy act [m, N], N = sum of
   // the parts' rows; b act [N, R] block diagonal (W''s spare columns: zero outside the parts' own), u act [m, R] (x's):
   //   du[m, R] <- alpha * dy b + beta * du;   part i, its columns of dy and of u:  dB_i += dy_i^T u_i   (fp32 sums)
-  // u or du may be empty: that half is left out, and the other has the same bits as with both. A row of du depends on its
-  // row of dy and on b alone. du may lie beside dy in one buffer.
+  // u or du may be empty: that half is left out, and the other has the same bits as with both. A row of du depends on
+  // its row of dy and on b alone. du may lie beside dy in one buffer.
   virtual void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha,
                                float beta, Tensor du) = 0;
+  // out act [m, F] <- Glu of WeightMatmul with {gate, up}, to the same bits. gate_up act [m, 2F] is scratch.
+  virtual void WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor gate_up,
+                               Tensor out) = 0;
   virtual void Add(Tensor x, Tensor y) = 0;                                // y <- y + x
   virtual void AddBias(Tensor bias /* [1, n] */, Tensor y) = 0;            // y[t] <- y[t] + bias
   virtual void ScaleRows(Tensor x, Tensor factors /* fp32 [1, m] */) = 0;  // x[i] <- factors[i] * x[i]
@@ -177,6 +180,9 @@ class Ops {
   // Per head of D columns, halves x1 x2 (Hugging Face's half-split order), in place:
   //   x1' = x1 cos - x2 sin;  x2' = x2 cos + x1 sin.   Backward: sin negated.
   virtual void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction) = 0;
+  // Rope of q | k, the first columns of qkv act [T, q | k | v]; then cache[row_ids[i]] <- k | v of row i (ScatterRows).
+  // cache act [S, k | v].
+  virtual void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache) = 0;
   // out[T, F] <- act(gate) * up, gate_up [T, 2F] = gate | up.
   virtual void Glu(Tensor gate_up, Activation activation, Tensor out) = 0;
   // d_gate_up <- [d_out * up * act'(gate) | d_out * act(gate)]. d_gate_up may be gate_up. out (may be empty) <-

@@ -99,15 +99,25 @@ void Block::Forward(const BlockCall& call, const BlockActivations& kept, Tensor 
   MlpForward(call, kept, x_mid, x_out, scratch);
 }
 
+// Where weights are used as stored: the space for W', which the largest launch may need.
+void Block::LayOutDecoded(const BlockCall& call, const LinearGroup& group, Arena& scratch) {
+  ArenaScope scope(scratch);
+  if (call.launch->capacity <= StoredProductRows(ops_)) return;
+  scratch.AllocateTensor(ops_.activation_dtype(), group.outputs() + group.spare, group.inputs() + group.spare);
+}
+
+// Whether gate, up and the unit are one operation: weights as stored, no adapter between.
+bool Block::JoinsGlu(const BlockCall& call, const LinearGroup& gate_up) const {
+  if (call.stored == nullptr || !gate_up.decoded.empty() || Apart(gate_up)) return false;
+  if (gate_up.spare > 0 && call.mode == AdapterMode::kOn) return false;
+  return gate_up.weights[0].dtype == gate_up.weights[1].dtype;
+}
+
 void Block::Product(const BlockCall& call, GroupKind kind, Tensor shared, Tensor x_aug, Tensor addend, Tensor y,
                     Arena& scratch) {
   const LinearGroup group = Group(call, kind);
   if (call.stored != nullptr && group.decoded.empty()) {
-    // Laid out as for the largest launch, which may need W'.
-    ArenaScope scope(scratch);
-    if (call.launch->capacity > StoredProductRows(ops_)) {
-      scratch.AllocateTensor(ops_.activation_dtype(), group.outputs() + group.spare, group.inputs() + group.spare);
-    }
+    LayOutDecoded(call, group, scratch);
     return StoredProduct(ops_, group, call.mode, *call.stored, x_aug, addend, y);
   }
   WithWeight(group, call.mode, shared, scratch, [&](Tensor w) {
@@ -143,7 +153,12 @@ void Block::Qkv(const BlockCall& call, BlockActivations& a, const Shared& shared
   const auto [h, f, d, nq, nk] = sizes();
   if (a.qkv.empty()) a.qkv = launch.Buffer(scratch, act, nq + 2 * nk);
   NormedQkv(call, a, shared, scratch);
-  if (!config_.qk_norm) return ops_.Rope(Qk(a), d, launch.cos, launch.sin, RopeDirection::kForward);
+  if (!config_.qk_norm) {
+    if (call.cache == nullptr) return ops_.Rope(Qk(a), d, launch.cos, launch.sin, RopeDirection::kForward);
+    Tensor both = call.cache->k;  // and values, beside them there as here
+    both.cols = 2 * nk;
+    return ops_.RopeToCache(a.qkv, d, launch.cos, launch.sin, call.cache->rows, both);
+  }
   if (a.q_rstd.empty()) {
     a.q_rstd = launch.Buffer(scratch, DType::kF32, config_.num_heads);
     a.k_rstd = launch.Buffer(scratch, DType::kF32, config_.num_kv_heads);
@@ -161,10 +176,6 @@ void Block::AttentionOutput(const BlockCall& call, const BlockActivations& a) {
     if (config_.qk_norm) {
       ops_.ScatterRows(keys, call.cache->rows, call.cache->k);
       ops_.ScatterRows(values, call.cache->rows, call.cache->v);
-    } else {  // they lie side by side here too
-      Tensor both = call.cache->k;
-      both.cols = 2 * nk;
-      ops_.ScatterRows(a.qkv.Cols(nq, 2 * nk), call.cache->rows, both);
     }
     keys = call.cache->k;
     values = call.cache->v;
@@ -212,13 +223,25 @@ void Block::MlpForward(const BlockCall& call, const BlockActivations& kept, Tens
     };
     const Tensor gate_up = buffer(kept.gate_up, act, 2 * f);
     const Tensor middle = x_mid.Rows(begin, rows);
+    const bool fused = JoinsGlu(call, gate_up_group);
     {
       ArenaScope norm(scratch);
       const Tensor n2 = buffer(kept.n2, act, h + gate_up_group.spare), rstd2 = buffer(kept.rstd2, DType::kF32, 1);
-      GateUp(call, middle, n2, rstd2, gate_up, shared.gate_up, scratch);
+      if (fused) {
+        LayOutDecoded(call, gate_up_group, scratch);
+      } else {
+        GateUp(call, middle, n2, rstd2, gate_up, shared.gate_up, scratch);
+      }
     }
     const Tensor hidden = buffer(kept.h, act, f + down.spare);
-    ops_.Glu(gate_up.Cols(0, 2 * f), config_.activation, hidden.Cols(0, f));
+    if (fused) {
+      ArenaScope norm(scratch);
+      const Tensor n2 = buffer({}, act, h + gate_up_group.spare).Cols(0, h), rstd2 = buffer({}, DType::kF32, 1);
+      ops_.RmsNorm(middle, call.weights->post_attention_norm, config_.rms_norm_eps, n2, rstd2);
+      ops_.WeightMatmulGlu(n2, gate_up_group.weights, config_.activation, gate_up, hidden.Cols(0, f));
+    } else {
+      ops_.Glu(gate_up.Cols(0, 2 * f), config_.activation, hidden.Cols(0, f));
+    }
     Product(call, GroupKind::kDown, shared.down, hidden, middle, x_out.Rows(begin, rows), scratch);
   }
 }

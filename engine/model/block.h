@@ -86,6 +86,9 @@ class Block {
   int64_t ChunkRows(const BlockActivations& kept, int64_t rows) const;
   bool Apart(const LinearGroup& gate_up) const { return options_.decode_apart && gate_up.decoded.empty(); }
 
+  void LayOutDecoded(const BlockCall& call, const LinearGroup& group, Arena& scratch);
+  bool JoinsGlu(const BlockCall& call, const LinearGroup& gate_up) const;
+
   Tensor Qk(const BlockActivations& a) const { return config_.qk_norm ? a.qk : a.qkv.Cols(0, sizes().nq + sizes().nk); }
 
   void NormedQkv(const BlockCall& call, BlockActivations a, const Shared& shared, Arena& scratch);

@@ -235,6 +235,12 @@ void CpuOps::Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirect
   });
 }
 
+void CpuOps::RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache) {
+  checks::RopeToCache(qkv, head_dim, cos, sin, row_ids, cache, DType::kF32);
+  Rope(qkv.Cols(0, qkv.cols - cache.cols / 2), head_dim, cos, sin, RopeDirection::kForward);
+  ScatterRows(qkv.Cols(qkv.cols - cache.cols, cache.cols), row_ids, cache);
+}
+
 void CpuOps::Glu(Tensor gate_up, Activation activation, Tensor out) {
   checks::Glu(gate_up, out, DType::kF32);
   Rows(out, [&](int64_t begin, int64_t end) {
@@ -368,8 +374,8 @@ void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor ad
   Matmul(a, ta, b, tb, c, alpha, 1);
 }
 
-void CpuOps::AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha,
-                             float beta, Tensor du) {
+void CpuOps::AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha, float beta,
+                             Tensor du) {
   checks::AdapterBackward(parts, dy, b, u, du, activation_dtype());
   AdapterBackwardInPieces(*this, parts, dy, b, u, alpha, beta, du);
 }
@@ -384,6 +390,13 @@ void CpuOps::WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor 
     WeightProduct(x, weight, y.Cols(column, n), addend.empty() ? addend : addend.Cols(column, n));
     column += n;
   }
+}
+
+void CpuOps::WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor gate_up,
+                             Tensor out) {
+  checks::WeightMatmulGlu(x, weights, gate_up, out, activation_dtype());
+  WeightMatmul(x, weights, gate_up, {});
+  Glu(gate_up, activation, out);
 }
 
 void CpuOps::WeightProduct(Tensor x, const WeightView& weight, Tensor y, Tensor addend) {

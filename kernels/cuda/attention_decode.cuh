@@ -38,7 +38,6 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
   constexpr int D = C::D, kN = C::kWarpKeys / 8;
   extern __shared__ __align__(128) uint8_t shared[];
   LetNextKernelStart();
-  WaitForEarlierKernels();
   const Problem& problem = args.problem;
   const int kv_heads = problem.heads / problem.group, kv_head = static_cast<int>(blockIdx.x) % kv_heads;
   const TileOf tile = FindTile(problem, static_cast<int>(blockIdx.x) / kv_heads, [&](const Segment& s) {
@@ -47,6 +46,15 @@ __global__ void __launch_bounds__(C::kThreads) DecodePart(const __grid_constant_
   const Range s(problem.segments[tile.segment]);
   const int split = tile.level, key = split * C::Keys;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  // Segments were uploaded before the step's first kernel. Of keys and values only the newest is not there yet, and a
+  // line in L2 is kept up to date.
+  for (int i = static_cast<int>(threadIdx.x); i < min(C::Keys, s.keys - key); i += C::kThreads) {
+    for (int d = 0; d < problem.head_dim; d += 64) {
+      PrefetchLineToL2(args.k.At(s.KeyRow(key + i), kv_head * problem.head_dim + d));
+      PrefetchLineToL2(args.v.At(s.KeyRow(key + i), kv_head * problem.head_dim + d));
+    }
+  }
+  WaitForEarlierKernels();
   const uint32_t q_tile = SharedAddress(shared), k_tile = q_tile + C::kQBytes, v_tile = k_tile + C::kKeyBytes;
 
   // The group's heads of the one query, as rows.

@@ -299,6 +299,24 @@ void CudaOps::WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor
   Launched("WeightMatmul");
 }
 
+void CudaOps::WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor gate_up,
+                              Tensor out) {
+  checks::WeightMatmulGlu(x, weights, gate_up, out, activation_dtype());
+  if (out.empty()) return;
+  if (!cuda::WeightMatmulGlu(x, weights, activation, out, stream_)) {
+    cuda::WeightMatmul(x, weights, gate_up, {}, stream_);
+    cuda::Glu(gate_up, activation, out, stream_);
+  }
+  Launched("WeightMatmulGlu");
+}
+
+void CudaOps::RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache) {
+  checks::RopeToCache(qkv, head_dim, cos, sin, row_ids, cache, activation_dtype_);
+  if (qkv.empty() || cache.empty()) return;
+  cuda::RopeToCache(qkv, head_dim, cos, sin, row_ids, cache, stream_);
+  Launched("RopeToCache");
+}
+
 void CudaOps::ArgMax(Tensor logits, Tensor out) {
   checks::ArgMax(logits, out);
   if (logits.empty()) return;

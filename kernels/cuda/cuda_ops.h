@@ -49,6 +49,9 @@ class CudaOps : public Ops {
                        Tensor du) override;
   void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend) override;
   void ArgMax(Tensor logits, Tensor out) override;
+  void WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor gate_up,
+                       Tensor out) override;
+  void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache) override;
   void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, Tensor v_absmax, Tensor sum_squares,
                  Tensor step, const AdamWConstants& constants) override;
   void EmbeddingRows(const WeightView& table, Tensor ids, Tensor out) override;

@@ -31,6 +31,8 @@ __device__ inline bf16 FromFloat<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+__device__ inline float Silu(float x) { return x / (1.0f + expf(-x)); }
+
 // V consecutive elements as fp32: V = 8 or 4 (both 16-byte aligned; V = 8 of fp32 is two accesses) or 1.
 template <int V, typename T>
 __device__ inline void Load(const T* p, float (&out)[V]) {

@@ -1,6 +1,6 @@
-// Kernels of the decoding step, which are short: each may begin while its predecessor still runs (programmatic dependent
-// launch, from compute capability 9.0 on; elsewhere these are ordinary launches). Such a kernel must wait, in every
-// thread, before it reads or writes anything that an operation makes; frozen weights are there long before.
+// Kernels of the decoding step, which are short: each may begin while its predecessor still runs (programmatic
+// dependent launch, from compute capability 9.0 on; elsewhere these are ordinary launches). Such a kernel must wait, in
+// every thread, before it reads or writes anything that an operation makes; frozen weights are there long before.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,6 +23,13 @@ __device__ inline void WaitForEarlierKernels() {
 __device__ inline void PrefetchToL2(const void* p, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
+// The same for the 128 bytes around p, by every thread for itself.
+__device__ inline void PrefetchLineToL2(const void* p) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
 #endif
 }
 

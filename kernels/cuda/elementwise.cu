@@ -104,6 +104,36 @@ struct RopeBody {
   }
 };
 
+// q in place, k in place and to the cache, v to the cache. Columns count half-head elements of q and k, then elements
+// of v.
+template <typename T>
+struct RopeToCacheBody {
+  RopeBody<T> rope;
+  View<T> cache;
+  const int32_t* row_ids;
+  int64_t q_half, qk_half, q_cols, k_cols;
+  void Shift(int64_t rows) { rope.Shift(rows), row_ids += rows; }
+  template <int V>
+  __device__ void Run(int64_t row, int64_t col) const {
+    float x[V];
+    if (col >= qk_half) {
+      const int64_t at = col - qk_half;
+      Load<V>(rope.x.At(row, q_cols + k_cols + at), x);
+      return Store<V>(cache.At(row_ids[row], k_cols + at), x);
+    }
+    rope.template Run<V>(row, col);
+    if (col < q_half) return;
+    uint32_t head, i0;
+    rope.half.DivMod(static_cast<uint32_t>(col), head, i0);
+    const int64_t at = int64_t{head} * 2 * rope.half.divisor + i0;  // what this thread has just written
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      Load<V>(rope.x.At(row, at + part * rope.half.divisor), x);
+      Store<V>(cache.At(row_ids[row], at + part * rope.half.divisor - q_cols), x);
+    }
+  }
+};
+
 constexpr float kSqrtHalf = 0.70710678118654752f;
 constexpr float kInvSqrt2Pi = 0.39894228040143268f;
 constexpr float kSqrt2OverPi = 0.79788456080286536f;
@@ -112,7 +142,7 @@ constexpr float kGeluCubic = 0.044715f;
 template <Activation A>
 __device__ inline float Activate(float x) {
   if constexpr (A == Activation::kSilu) {
-    return x / (1.0f + expf(-x));
+    return Silu(x);
   } else if constexpr (A == Activation::kGelu) {
     return 0.5f * x * (1.0f + erff(x * kSqrtHalf));
   } else {
@@ -241,6 +271,22 @@ void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection dire
     body.half = FastDivisor(head_dim / 2), body.sign = direction == RopeDirection::kForward ? 1.0f : -1.0f;
     const bool vectorises = Vectorises(x) && Vectorises(cos) && Vectorises(sin) && head_dim / 2 % 8 == 0;
     LaunchRows<kVector<T>>(x.rows, x.cols / 2, vectorises, body, stream);
+  });
+}
+
+void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache,
+                 cudaStream_t stream) {
+  WithType(qkv.dtype, [&](auto t) {
+    using T = decltype(t);
+    RopeToCacheBody<T> body;
+    body.rope.x = View<T>(qkv), body.rope.cos = View<float>(cos), body.rope.sin = View<float>(sin);
+    body.rope.half = FastDivisor(head_dim / 2), body.rope.sign = 1;
+    body.cache = View<T>(cache), body.row_ids = row_ids.as<int32_t>();
+    body.k_cols = cache.cols / 2, body.q_cols = qkv.cols - cache.cols;
+    body.q_half = body.q_cols / 2, body.qk_half = (body.q_cols + body.k_cols) / 2;
+    const bool vectorises =
+        Vectorises(qkv) && Vectorises(cache) && Vectorises(cos) && Vectorises(sin) && head_dim / 2 % 8 == 0;
+    LaunchRows<kVector<T>>(qkv.rows, body.qk_half + body.k_cols, vectorises, body, stream);
   });
 }
 

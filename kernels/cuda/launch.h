@@ -33,6 +33,8 @@ void AddBias(Tensor bias, Tensor y, cudaStream_t stream);
 void ScaleRows(Tensor x, Tensor factors, cudaStream_t stream);
 void RopeTable(Tensor positions, Tensor inv_freq, float scaling, Tensor cos, Tensor sin, cudaStream_t stream);
 void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection direction, cudaStream_t stream);
+void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache,
+                 cudaStream_t stream);
 void Glu(Tensor gate_up, Activation activation, Tensor out, cudaStream_t stream);
 void GluBackward(Tensor d_out, Tensor gate_up, Activation activation, Tensor d_gate_up, Tensor out,
                  cudaStream_t stream);
@@ -54,6 +56,10 @@ void AdamW8bit(Tensor param, Tensor grad, Tensor m, Tensor m_absmax, Tensor v, T
 
 // weight_matmul.cu: x by stored weights, at most kWeightMatmulRows rows
 void WeightMatmul(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream);
+// The same for two of them behind a gated unit, to the same bits; false: nothing was done, for shapes and activations
+// that have no such kernel.
+bool WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor out,
+                     cudaStream_t stream);
 
 // argmax.cu
 void ArgMax(Tensor logits, Tensor out, cudaStream_t stream);

@@ -82,9 +82,22 @@ __device__ inline void NormGroup(const Norm<T>& n, int64_t index, bool active, i
   }
 }
 
+// In a decoding step every weight comes from memory; of more rows only the first would gain.
+template <bool kBackward, typename T>
+__device__ inline void AskForWeight(const Norm<T>& n) {
+  if constexpr (!kBackward) {
+    constexpr int kLine = 128 / sizeof(float);
+    if (gridDim.x > 64) return;
+    for (int at = static_cast<int>(threadIdx.x) * kLine; at < n.width; at += static_cast<int>(blockDim.x) * kLine) {
+      PrefetchLineToL2(n.weight + at);
+    }
+  }
+}
+
 template <bool kBackward, typename T, int LANES, int VECTORS>
 __global__ void __launch_bounds__(256) NormLanes(Norm<T> n) {
   LetNextKernelStart();
+  AskForWeight<kBackward>(n);
   WaitForEarlierKernels();
   const int64_t index = (int64_t{blockIdx.x} * 256 + threadIdx.x) / LANES;
   NormGroup<kBackward, T, VECTORS>(n, index, index < n.count, threadIdx.x % LANES, LANES,
@@ -95,6 +108,7 @@ template <bool kBackward, typename T, int VECTORS>
 __global__ void __launch_bounds__(1024) NormBlock(Norm<T> n) {
   __shared__ float scratch[32];
   LetNextKernelStart();
+  AskForWeight<kBackward>(n);
   WaitForEarlierKernels();
   NormGroup<kBackward, T, VECTORS>(n, blockIdx.x, true, threadIdx.x, blockDim.x,
                                    [](float x) { return BlockSum(x, scratch); });

@@ -10,8 +10,7 @@ constexpr int kThreads = kWeightThreads;
 
 // A warp per row of W; V elements of it a lane, at most 8 rows of x at a time.
 template <DType D, typename T, int V>
-__global__ void __launch_bounds__(kThreads)
-    WeightRows(View<T> x, int m, WeightView w, ProductOutput out) {
+__global__ void __launch_bounds__(kThreads) WeightRows(View<T> x, int m, WeightView w, ProductOutput out) {
   constexpr int kAtOnce = 8;
   __shared__ float table[16];
   if (threadIdx.x < 16) table[threadIdx.x] = kCodes.values[threadIdx.x];

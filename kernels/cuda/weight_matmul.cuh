@@ -56,8 +56,14 @@ struct ProductOutput {
   bool half = false;  // bf16, else fp32
   ProductOutput() = default;
   ProductOutput(Tensor to, Tensor add)
-      : y(to.data), addend(add.empty() ? nullptr : add.data), y_pitch(to.pitch), addend_pitch(add.pitch),
+      : y(to.data),
+        addend(add.empty() ? nullptr : add.data),
+        y_pitch(to.pitch),
+        addend_pitch(add.pitch),
         half(to.dtype == DType::kBF16) {}
+  __device__ void StoreRounded(int column, int64_t row, float value) const {  // bf16, no addend
+    static_cast<bf16*>(y)[column * y_pitch + row] = FromFloat<bf16>(value);
+  }
   __device__ void Store(int column, int64_t row, float value) const {
     if (half) {
       if (addend != nullptr) value += ToFloat(static_cast<const bf16*>(addend)[column * addend_pitch + row]);
@@ -95,6 +101,35 @@ __device__ inline void FinishTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8
 #pragma unroll
       for (int s = 1; s < kSlices; ++s) value += sums[buffer][s][i];
       out.Store(column, row, value);
+    }
+    buffer = (buffer + 1) % kBuffers;
+  }
+}
+
+// The same of a tile whose upper 8 rows in 16 are the gate's: y <- silu(gate) * up, both rounded as if they had been
+// stored.
+template <int ROWS, int TILES, int kBuffers>
+__device__ inline void FinishGluTile(float (&sums)[kBuffers][kSlices][16 * ROWS * 8], int& buffer,
+                                     const float (&total)[ROWS][TILES][4], int row0, int rows, int m,
+                                     const ProductOutput& out) {
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+#pragma unroll
+  for (int t = 0; t < TILES; ++t) {
+    if constexpr (kBuffers == 1) __syncthreads();
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      float* part = sums[buffer][warp] + quad * 2 * (16 * ROWS) + r * 16 + group;
+      part[0] = total[r][t][0], part[16 * ROWS] = total[r][t][1];
+      part[8] = total[r][t][2], part[16 * ROWS + 8] = total[r][t][3];
+    }
+    __syncthreads();
+    const int i = threadIdx.x, column = t * 8 + i / (8 * ROWS), place = i % (8 * ROWS), row = row0 + place;
+    if (i < 8 * ROWS * 8 && column < m && row < rows) {
+      const int at = i / (8 * ROWS) * (16 * ROWS) + place / 8 * 16 + place % 8;
+      float gate = sums[buffer][0][at], up = sums[buffer][0][at + 8];
+#pragma unroll
+      for (int s = 1; s < kSlices; ++s) gate += sums[buffer][s][at], up += sums[buffer][s][at + 8];
+      out.StoreRounded(column, row, Silu(ToFloat(FromFloat<bf16>(gate))) * ToFloat(FromFloat<bf16>(up)));
     }
     buffer = (buffer + 1) % kBuffers;
   }

@@ -130,8 +130,8 @@ inline constexpr int kBlocksPerMultiprocessor = Format<D>::kByte || TILES == 4 ?
 
 template <DType D, int TILES>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<D, TILES>))
-    WeightBlocks(const bf16* x, int x_pitch, int m, WeightView w,
-                 const __grid_constant__ ProductOutput out, int tiles) {
+    WeightBlocks(const bf16* x, int x_pitch, int m, WeightView w, const __grid_constant__ ProductOutput out,
+                 int tiles) {
   using F = Format<D>;
   __shared__ alignas(16) uint8_t staged[kSlices][16 * F::kPitch];
   __shared__ float sums[2][kSlices][16 * 8];

@@ -3,6 +3,7 @@
 // of codes becomes two bf16 by one look-up; every lane has a copy of the table in its own bank.
 #include <algorithm>
 
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/weight_matmul.cuh"
 
 namespace hone::cuda {
@@ -150,21 +151,25 @@ struct StackedWeights {
   }
 };
 
-template <bool kHalfBytes>
+// By one thread. tile_rows: of a tile, in each weight that it takes rows of.
+template <bool kHalfBytes, bool kBoth>
 __device__ inline void PrefetchTiles(const StackedWeights& weights, int tile_rows) {
   const int row_bytes = kHalfBytes ? weights.cols / 2 : weights.cols * 2;
   int left = kPrefetchBytes;
   for (int tile = static_cast<int>(blockIdx.x); tile < weights.tiles && left > 0; tile += static_cast<int>(gridDim.x)) {
-    const int p = weights.PartOf(tile), row0 = tile * tile_rows - weights.first_row[p];
+    const int p = kBoth ? 0 : weights.PartOf(tile), row0 = tile * tile_rows - weights.first_row[p];
     const int bytes = min(left, row_bytes * min(tile_rows, static_cast<int>(weights.view[p].rows) - row0));
-    PrefetchToL2(static_cast<const uint8_t*>(weights.view[p].data) + int64_t{row0} * row_bytes, bytes);
-    left -= bytes;
+    for (int q = p; q <= (kBoth ? 1 : p); ++q) {
+      PrefetchToL2(static_cast<const uint8_t*>(weights.view[q].data) + int64_t{row0} * row_bytes, bytes);
+      left -= bytes;
+    }
   }
 }
 
 // TILES: of 8 rows of x. ROWS: tiles of 16 rows of W that a warp takes at once. A warp's next part of W is on its way
-// while it multiplies the last, also past the end of a tile.
-template <DType D, int kUnit, int TILES, int ROWS, bool kSparse>
+// while it multiplies the last, also past the end of a tile. kGlu: a tile has 8 rows of the gate over the same 8 rows
+// of the other weight, and what is stored is the gated unit of both.
+template <DType D, int kUnit, int TILES, int ROWS, bool kSparse, bool kGlu>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUnit>))
     WeightTiles(const bf16* x, int x_pitch, int m, const __grid_constant__ StackedWeights weights,
                 const __grid_constant__ ProductOutput out) {
@@ -182,21 +187,21 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
   const int first = units * warp / kSlices, last = units * (warp + 1) / kSlices;
   RowPart<D, kUnit> next[ROWS][2];
   const auto fetch = [&](int tile, int unit) {
-    const int p = weights.PartOf(tile);
-    const WeightView& w = weights.view[p];
-    const int row0 = tile * (16 * ROWS) - weights.first_row[p], rows = static_cast<int>(w.rows);
+    const int p = kGlu ? 0 : weights.PartOf(tile);
+    const int row0 = tile * (kGlu ? 8 * ROWS : 16 * ROWS) - weights.first_row[p];
+    const int rows = static_cast<int>(weights.view[p].rows);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {  // rows past the end repeat the last
-        const uint32_t row = static_cast<uint32_t>(min(row0 + r * 16 + h * 8 + group, rows - 1));
-        next[r][h].Fetch(w, row * blocks + unit * kUnit, quad);
+        const uint32_t row = static_cast<uint32_t>(min(row0 + (kGlu ? r * 8 : r * 16 + h * 8) + group, rows - 1));
+        next[r][h].Fetch(weights.view[kGlu ? h : p], row * blocks + unit * kUnit, quad);
       }
     }
   };
   LetNextKernelStart();
   if (first < last) fetch(blockIdx.x, first);
-  if (threadIdx.x == 0) PrefetchTiles<kScaled>(weights, 16 * ROWS);
+  if (threadIdx.x == 0) PrefetchTiles<kScaled, kGlu>(weights, kGlu ? 8 * ROWS : 16 * ROWS);
   if constexpr (kScaled) {
     Table::Fill(table);
 #pragma unroll
@@ -217,8 +222,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
   int buffer = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float total[ROWS][TILES][4] = {};
-    const int p = weights.PartOf(tile);
-    const WeightView& w = weights.view[p];
+    const int upper = kGlu ? 0 : weights.PartOf(tile), lower = kGlu ? 1 : upper;
 #pragma unroll 1
     for (int unit = first; unit < last; ++unit) {
       RowPart<D, kUnit> part[ROWS][2];
@@ -231,8 +235,8 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
       }
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        part[r][0].Prepare(w, nested_code + p * 256, quad);
-        part[r][1].Prepare(w, nested_code + p * 256, quad);
+        part[r][0].Prepare(weights.view[upper], nested_code + upper * 256, quad);
+        part[r][1].Prepare(weights.view[lower], nested_code + lower * 256, quad);
       }
 #pragma unroll(kInner == kUnit ? kUnit : 1)
       for (int begin = 0; begin < kUnit; begin += kInner) {
@@ -282,13 +286,17 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<TILES, kUn
         }
       }
     }
-    FinishTile(sums, buffer, total, tile * (16 * ROWS), 0, weights.rows, m, out);
+    if constexpr (kGlu) {
+      FinishGluTile(sums, buffer, total, tile * (8 * ROWS), static_cast<int>(weights.view[0].rows), m, out);
+    } else {
+      FinishTile(sums, buffer, total, tile * (16 * ROWS), 0, weights.rows, m, out);
+    }
   }
 }
 
 constexpr int RowTiles(int tiles) { return tiles == 4 ? 2 : 1; }  // ROWS by TILES
 
-StackedWeights Stack(std::span<const WeightView> weights, int tile_rows) {
+StackedWeights Stack(std::span<const WeightView> weights, int tile_rows) {  // tile_rows: of all of a tile
   StackedWeights stacked{};
   int64_t rows = 0;
   for (size_t p = 0; p < kWeightMatmulParts; ++p) {
@@ -308,38 +316,39 @@ struct Product {
   std::span<const WeightView> weights;
   Tensor y, addend;
   cudaStream_t stream;
+  bool glu = false;  // y <- the gated unit of two
   Product Rows(int64_t begin, int64_t count) const {
-    return {x.Rows(begin, count), weights, y.Rows(begin, count), RowsOf(addend, begin, count), stream};
+    return {x.Rows(begin, count), weights, y.Rows(begin, count), RowsOf(addend, begin, count), stream, glu};
   }
 };
 
-template <DType D, int kUnit, int TILES, bool kSparse>
+template <DType D, int kUnit, int TILES, bool kSparse, bool kGlu>
 void LaunchWithTable(const Product& p, const Card& card) {
   constexpr int ROWS = RowTiles(TILES);
   const StackedWeights stacked = Stack(p.weights, 16 * ROWS);
   const int grid = std::min(stacked.tiles, card.processors * (kBlocksPerMultiprocessor<TILES, kUnit>));
   constexpr size_t kTableBytes = D == DType::kNf4 ? PairTable<kSparse>::kBytes : 0;
-  const auto kernel = WeightTiles<D, kUnit, TILES, ROWS, kSparse>;
+  const auto kernel = WeightTiles<D, kUnit, TILES, ROWS, kSparse, kGlu>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kTableBytes));
   LaunchEarly(card.starts_early, kernel, static_cast<unsigned>(grid), kThreads, kTableBytes, p.stream, p.x.as<bf16>(),
               static_cast<int>(p.x.pitch), static_cast<int>(p.x.rows), stacked, ProductOutput(p.y, p.addend));
 }
 
-template <DType D, int kUnit, int TILES>
+template <DType D, int kUnit, int TILES, bool kGlu>
 void LaunchTiles(const Product& p) {
   const Card card = CurrentCard();
   if (D == DType::kNf4 && card.shared_bytes >= 160 * 1024) {
-    LaunchWithTable<D, kUnit, TILES, D == DType::kNf4>(p, card);
+    LaunchWithTable<D, kUnit, TILES, D == DType::kNf4, kGlu>(p, card);
   } else {
-    LaunchWithTable<D, kUnit, TILES, false>(p, card);
+    LaunchWithTable<D, kUnit, TILES, false, kGlu>(p, card);
   }
 }
 
-template <DType D, int kUnit>
+template <DType D, int kUnit, bool kGlu>
 void LaunchTilesFor(const Product& p) {
-  if (p.x.rows <= 8) return LaunchTiles<D, kUnit, 1>(p);
-  if (p.x.rows <= 16) return LaunchTiles<D, kUnit, 2>(p);
-  LaunchTiles<D, kUnit, 4>(p);
+  if (p.x.rows <= 8) return LaunchTiles<D, kUnit, 1, kGlu>(p);
+  if (p.x.rows <= 16) return LaunchTiles<D, kUnit, 2, kGlu>(p);
+  LaunchTiles<D, kUnit, 4, kGlu>(p);
 }
 
 bool OnSixteenBytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -352,17 +361,20 @@ bool TryTiles(const Product& p) {
   int64_t rows = 0;
   for (const WeightView& w : p.weights) {
     if (!OnSixteenBytes(w.data) || w.rows * (cols / kBlock) > INT32_MAX / 4) return false;
-    if (p.weights.size() > 1 && (w.rows == 0 || w.rows % (16 * RowTiles(4)) != 0)) return false;
+    if (p.weights.size() > 1 && (w.rows == 0 || (!p.glu && w.rows % (16 * RowTiles(4)) != 0))) return false;
     rows += w.rows;
   }
   if (cols % kBlock != 0 || cols > INT32_MAX || rows > INT32_MAX / 2) return false;
   const bool whole = cols % (kBlock * kUnitOf<D>) == 0;
+  if (p.glu && !whole) return false;
   for (int64_t begin = 0; begin < p.x.rows; begin += kMostRows) {  // more would not fit the registers
     const Product some = p.Rows(begin, std::min(kMostRows, p.x.rows - begin));
-    if (whole) {
-      LaunchTilesFor<D, kUnitOf<D>>(some);
+    if (p.glu) {
+      LaunchTilesFor<D, kUnitOf<D>, true>(some);
+    } else if (whole) {
+      LaunchTilesFor<D, kUnitOf<D>, false>(some);
     } else {
-      LaunchTilesFor<D, 1>(some);
+      LaunchTilesFor<D, 1, false>(some);
     }
   }
   return true;
@@ -371,7 +383,15 @@ bool TryTiles(const Product& p) {
 }  // namespace
 
 bool WeightMatmulTiles(Tensor x, std::span<const WeightView> weights, Tensor y, Tensor addend, cudaStream_t stream) {
-  const Product product{x, weights, y, addend, stream};
+  const Product product{x, weights, y, addend, stream, false};
+  if (weights[0].dtype == DType::kNf4) return TryTiles<DType::kNf4>(product);
+  return weights[0].dtype == DType::kBF16 && TryTiles<DType::kBF16>(product);
+}
+
+bool WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation activation, Tensor out,
+                     cudaStream_t stream) {
+  if (activation != Activation::kSilu) return false;
+  const Product product{x, weights, out, {}, stream, true};
   if (weights[0].dtype == DType::kNf4) return TryTiles<DType::kNf4>(product);
   return weights[0].dtype == DType::kBF16 && TryTiles<DType::kBF16>(product);
 }

@@ -136,6 +136,10 @@ class DryOpsImpl final : public DryOps {
     }
     CountProduct(products, 1, dy.rows, bytes);
   }
+  void WeightMatmulGlu(Tensor x, std::span<const WeightView> weights, Activation, Tensor gate_up, Tensor out) override {
+    checks::WeightMatmulGlu(x, weights, gate_up, out, act_);
+    Count(Bytes(weights[0]) + Bytes(weights[1]) + Bytes(x) + Bytes(out));
+  }
   void Add(Tensor x, Tensor y) override {
     checks::Add(x, y, act_);
     Count(Bytes(x) + 2 * Bytes(y));
@@ -164,6 +168,10 @@ class DryOpsImpl final : public DryOps {
   void Rope(Tensor x, int64_t head_dim, Tensor cos, Tensor sin, RopeDirection) override {
     checks::Rope(x, head_dim, cos, sin, act_);
     Count(2 * Bytes(x) + Bytes(cos) + Bytes(sin));
+  }
+  void RopeToCache(Tensor qkv, int64_t head_dim, Tensor cos, Tensor sin, Tensor row_ids, Tensor cache) override {
+    checks::RopeToCache(qkv, head_dim, cos, sin, row_ids, cache, act_);
+    Count(2 * Bytes(qkv) + Bytes(qkv.Cols(0, cache.cols)) + Bytes(cos) + Bytes(sin) + Bytes(row_ids));
   }
   void Glu(Tensor gate_up, Activation, Tensor out) override {
     checks::Glu(gate_up, out, act_);

@@ -137,6 +137,12 @@ class TimedOps : public Ops {
   void WeightMatmul(Tensor x, std::span<const WeightView> w, Tensor y, Tensor addend) override {
     Do(OpPart::kWeightMatmul, "WeightMatmul", [&](Ops& ops) { ops.WeightMatmul(x, w, y, addend); });
   }
+  void WeightMatmulGlu(Tensor x, std::span<const WeightView> w, Activation a, Tensor g, Tensor o) override {
+    Do(OpPart::kWeightMatmul, "WeightMatmulGlu", [&](Ops& ops) { ops.WeightMatmulGlu(x, w, a, g, o); });
+  }
+  void RopeToCache(Tensor x, int64_t d, Tensor c, Tensor s, Tensor r, Tensor o) override {
+    Do(OpPart::kElementwise, "RopeToCache", [&](Ops& ops) { ops.RopeToCache(x, d, c, s, r, o); });
+  }
   void ArgMax(Tensor logits, Tensor out) override {
     Do(OpPart::kHead, "ArgMax", [&](Ops& ops) { ops.ArgMax(logits, out); });
   }

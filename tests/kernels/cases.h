@@ -31,6 +31,7 @@ struct WeightMatmulShape {
   int64_t gap = 8;  // of x
 };
 OpCase WeightMatmulCase(const WeightMatmulShape& shape);
+OpCase WeightMatmulGluCase(DType stored, int64_t m, int64_t n, int64_t k, Activation activation);
 OpCase AddCase(int64_t rows, int64_t cols);
 OpCase AddBiasCase(int64_t rows, int64_t cols, bool fp32_bias);
 OpCase ScaleRowsCase(int64_t rows, int64_t cols);
@@ -39,6 +40,7 @@ OpCase RmsNormCase(int64_t rows, int64_t width, int64_t groups, bool in_place);
 OpCase RmsNormBackwardCase(int64_t rows, int64_t width, int64_t groups, float beta);
 OpCase RopeTableCase(int64_t rows, int64_t head_dim);
 OpCase RopeCase(int64_t rows, int64_t heads, int64_t head_dim, RopeDirection direction);
+OpCase RopeToCacheCase(int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t cache_rows);
 OpCase GluCase(int64_t rows, int64_t width, Activation activation);
 OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool in_place, bool with_out = false);
 // --- cases_attention.cc

@@ -103,6 +103,36 @@ OpCase RopeCase(int64_t rows, int64_t heads, int64_t head_dim, RopeDirection dir
           }};
 }
 
+OpCase RopeToCacheCase(int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t cache_rows) {
+  return {StrCat("rope_to_cache/t=", rows, ",heads=", heads, ",kv=", kv_heads, ",d=", head_dim), [=](CaseTensors& t) {
+            const int64_t nq = heads * head_dim, nk = kv_heads * head_dim;
+            const Tensor qkv = t.Random(t.act(), rows, nq + 2 * nk, 1, 16);
+            const Tensor cos = t.Random(DType::kF32, rows, head_dim / 2),
+                         sin = t.Random(DType::kF32, rows, head_dim / 2);
+            std::vector<int32_t> ids;
+            for (int64_t i = 0; i < rows; ++i) ids.push_back(static_cast<int32_t>((i * 7 + 3) % cache_rows));
+            const Tensor row_ids = t.Ints(ids);
+            const Tensor cache = t.Output(t.act(), cache_rows, 2 * nk, 8);
+            return PreparedCase{[=](Ops& ops) { ops.RopeToCache(qkv, head_dim, cos, sin, row_ids, cache); },
+                                [=](CaseTensors& c) {
+                                  auto exact = c.MatrixBefore(qkv);
+                                  Matrix<double> qk(rows, nq + nk), kept(cache_rows, 2 * nk, NAN);
+                                  for (int64_t i = 0; i < rows; ++i) {
+                                    for (int64_t j = 0; j < nq + nk; ++j) qk(i, j) = exact(i, j);
+                                  }
+                                  reference::Rope(qk, head_dim, c.MatrixBefore(cos), c.MatrixBefore(sin),
+                                                  RopeDirection::kForward);
+                                  for (int64_t i = 0; i < rows; ++i) {
+                                    for (int64_t j = 0; j < nq + nk; ++j) exact(i, j) = qk(i, j);
+                                    for (int64_t j = 0; j < 2 * nk; ++j) kept(ids[i], j) = exact(i, nq + j);
+                                  }
+                                  c.Expect("qkv", qkv, exact.values, kTight);
+                                  c.Expect("cache", cache, kept.values, kTight);
+                                },
+                                0, static_cast<double>(2 * rows * (nq + 3 * nk) * BlockBytes(qkv.dtype))};
+          }};
+}
+
 namespace {
 std::string ActivationName(Activation a) {
   return a == Activation::kSilu ? "silu" : a == Activation::kGelu ? "gelu" : "gelu_tanh";
@@ -145,6 +175,9 @@ OpCase GluBackwardCase(int64_t rows, int64_t width, Activation activation, bool 
 }
 
 void AddBlockCases(std::vector<OpCase>& cases) {
+  cases.push_back(RopeToCacheCase(1, 4, 2, 64, 9));
+  cases.push_back(RopeToCacheCase(5, 3, 3, 6, 11));
+  cases.push_back(RopeToCacheCase(40, 32, 8, 128, 100));
   for (auto [rows, width, groups] :
        {std::array<int64_t, 3>{1, 3, 1}, {7, 33, 1}, {5, 100, 3}, {13, 64, 9}, {67, 576, 1}, {3, 2048, 1}}) {
     cases.push_back(RmsNormCase(rows, width, groups, false));

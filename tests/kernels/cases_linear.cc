@@ -1,7 +1,8 @@
 // Matrix products and the small row operations beside them.
 #include <algorithm>
 #include <cmath>
-#include "kernels/reference/decode.h"
+#include <cstring>
+#include <memory>
 
 #include "kernels/reference/decode.h"
 #include "kernels/reference/matmul.h"
@@ -55,40 +56,40 @@ OpCase WeightMatmulCase(const WeightMatmulShape& s) {
               all += n;
             }
             const DType out = s.fp32_out ? DType::kF32 : t.act();
-            const Tensor y =
-                s.addend == Addend::kInPlace ? t.Random(out, s.m, all, 1, 8) : t.Output(out, s.m, all, 8);
+            const Tensor y = s.addend == Addend::kInPlace ? t.Random(out, s.m, all, 1, 8) : t.Output(out, s.m, all, 8);
             const Tensor addend = s.addend == Addend::kNone      ? Tensor{}
                                   : s.addend == Addend::kInPlace ? y
                                                                  : t.Random(out, s.m, all, 1, 3);
             const bool half = t.act() == DType::kBF16;
-            return PreparedCase{
-                [=](Ops& ops) { ops.WeightMatmul(x, views, y, addend); },
-                [=](CaseTensors& tensors) {
-                  reference::Matrix<double> exact(s.m, all);
-                  if (!addend.empty()) exact = tensors.MatrixBefore(addend);
-                  reference::Matrix<double> weight(all, s.k);
-                  size_t at = 0;
-                  for (const WeightView& host : hosts) {
-                    for (int64_t i = 0; i < host.rows * s.k; ++i) {
-                      weight.values[at++] = reference::DecodeElement(host, i);
-                    }
-                  }
-                  auto rounded = exact;
-                  const auto before = tensors.MatrixBefore(x);
-                  const float beta = addend.empty() ? 0 : 1;
-                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, exact, 1.0f, beta);
-                  if (half) {
-                    for (double& v : weight.values) v = reference::RoundToBf16(static_cast<float>(v));
-                  }
-                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, rounded, 1.0f, beta);
-                  if (out == DType::kBF16) {
-                    for (double& v : rounded.values) v = reference::RoundToBf16(static_cast<float>(v));
-                  }
-                  // A bf16 weight's rounding shows in an fp32 result too: (2^-9)^2 / 3, twice the norm of it allowed.
-                  const Bound bound = half && s.fp32_out ? Bound{5.1e-6, 2} : kUsual;
-                  tensors.Expect("y", y, exact.values, rounded.values, bound);
-                },
-                2.0 * static_cast<double>(s.m * all * s.k), 0};
+            return PreparedCase{[=](Ops& ops) { ops.WeightMatmul(x, views, y, addend); },
+                                [=](CaseTensors& tensors) {
+                                  reference::Matrix<double> exact(s.m, all);
+                                  if (!addend.empty()) exact = tensors.MatrixBefore(addend);
+                                  reference::Matrix<double> weight(all, s.k);
+                                  size_t at = 0;
+                                  for (const WeightView& host : hosts) {
+                                    for (int64_t i = 0; i < host.rows * s.k; ++i) {
+                                      weight.values[at++] = reference::DecodeElement(host, i);
+                                    }
+                                  }
+                                  auto rounded = exact;
+                                  const auto before = tensors.MatrixBefore(x);
+                                  const float beta = addend.empty() ? 0 : 1;
+                                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, exact, 1.0f, beta);
+                                  if (half) {
+                                    for (double& v : weight.values) v = reference::RoundToBf16(static_cast<float>(v));
+                                  }
+                                  reference::Matmul(before, Transpose::kNo, weight, Transpose::kYes, rounded, 1.0f,
+                                                    beta);
+                                  if (out == DType::kBF16) {
+                                    for (double& v : rounded.values) v = reference::RoundToBf16(static_cast<float>(v));
+                                  }
+                                  // A bf16 weight's rounding shows in an fp32 result too: (2^-9)^2 / 3, twice the norm
+                                  // of it allowed.
+                                  const Bound bound = half && s.fp32_out ? Bound{5.1e-6, 2} : kUsual;
+                                  tensors.Expect("y", y, exact.values, rounded.values, bound);
+                                },
+                                2.0 * static_cast<double>(s.m * all * s.k), 0};
           }};
 }
 
@@ -221,6 +222,37 @@ void AddAugmentCases(std::vector<OpCase>& cases) {
 
 }  // namespace
 
+// The same bits as the two operations that it joins, which have cases of their own.
+OpCase WeightMatmulGluCase(DType stored, int64_t m, int64_t n, int64_t k, Activation activation) {
+  const char* name = activation == Activation::kSilu ? ",silu" : ",gelu";
+  return {StrCat("weight_matmul_glu/", DTypeName(stored), ",m=", m, ",n=", n, ",k=", k, name), [=](CaseTensors& t) {
+            const Tensor x = t.Random(t.act(), m, k, 1, 8);
+            const WeightView gate = t.RandomWeight(stored, n, k).device, up = t.RandomWeight(stored, n, k).device;
+            const std::vector<WeightView> weights = {gate, up};
+            const Tensor scratch = t.Output(t.act(), m, 2 * n);
+            const Tensor apart = t.Output(t.act(), m, n), out = t.Output(t.act(), m, n, 24);
+            const auto bytes = std::make_shared<std::vector<uint8_t>>(m * n * BlockBytes(t.act()));
+            return PreparedCase{[=](Ops& ops) {
+                                  ops.WeightMatmul(x, weights, scratch);
+                                  ops.Glu(scratch, activation, apart);
+                                  ops.WeightMatmulGlu(x, weights, activation, scratch, out);
+                                  ops.Download(apart, bytes->data());
+                                },
+                                [=](CaseTensors& c) {
+                                  const auto wanted = [&](size_t i) -> double {
+                                    if (apart.dtype == DType::kBF16) return reference::Bf16Value(bytes->data() + 2 * i);
+                                    float value;
+                                    std::memcpy(&value, bytes->data() + 4 * i, 4);
+                                    return value;
+                                  };
+                                  c.ExpectEach("scratch", scratch, [](size_t, double) { return true; });
+                                  c.ExpectEach("apart", apart, [](size_t, double got) { return std::isfinite(got); });
+                                  c.ExpectEach("out", out, [&](size_t i, double got) { return got == wanted(i); });
+                                },
+                                4.0 * static_cast<double>(m * n * k), 0};
+          }};
+}
+
 OpCase AddCase(int64_t rows, int64_t cols) {
   return {StrCat("add/", rows, "x", cols), [=](CaseTensors& t) {
             const Tensor x = t.Random(t.act(), rows, cols, 1, 3), y = t.Random(t.act(), rows, cols, 1, 5);
@@ -318,13 +350,20 @@ void AddLinearCases(std::vector<OpCase>& cases) {
     cases.push_back(WeightMatmulCase({.stored = stored, .m = 64, .n = {96}, .k = 768}));
     // Several weights: whole tiles, and what no tile divides.
     cases.push_back(WeightMatmulCase({.stored = stored, .m = 1, .n = {96, 32, 64}, .k = 1024}));
-    cases.push_back(
-        WeightMatmulCase({.stored = stored, .m = 37, .n = {64, 32}, .k = 512, .addend = Addend::kApart}));
+    cases.push_back(WeightMatmulCase({.stored = stored, .m = 37, .n = {64, 32}, .k = 512, .addend = Addend::kApart}));
     cases.push_back(WeightMatmulCase({.stored = stored, .m = 12, .n = {48, 16, 16}, .k = 576}));
     cases.push_back(WeightMatmulCase(
         {.stored = stored, .m = 2, .n = {19, 40}, .k = 256, .addend = Addend::kInPlace, .fp32_out = true}));
     cases.push_back(WeightMatmulCase({.stored = stored, .m = 3, .n = {19}, .k = 96, .gap = 5}));  // rows off 16 bytes
   }
+  for (DType stored : {DType::kNf4, DType::kBF16, DType::kQ8_0}) {
+    cases.push_back(WeightMatmulGluCase(stored, 1, 64, 1024, Activation::kSilu));
+    cases.push_back(WeightMatmulGluCase(stored, 11, 40, 512, Activation::kSilu));
+    cases.push_back(WeightMatmulGluCase(stored, 45, 72, 256, Activation::kSilu));  // tiles that are not whole
+    cases.push_back(WeightMatmulGluCase(stored, 3, 33, 256, Activation::kSilu));
+    cases.push_back(WeightMatmulGluCase(stored, 3, 32, 576, Activation::kSilu));
+  }
+  cases.push_back(WeightMatmulGluCase(DType::kNf4, 2, 32, 512, Activation::kGelu));
   cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 5, .n = {33}, .k = 512, .nested = false}));
   cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 2, .n = {17}, .k = 94}));  // blocks that cross rows
   cases.push_back(WeightMatmulCase({.stored = DType::kNf4, .m = 4, .n = {6}, .k = 33}));   // rows from the low nibble

@@ -38,8 +38,9 @@ void BenchWeight(Bench& bench, const Ceilings& c, DType dtype, int64_t rows, int
   std::printf("WeightMatmul %-5s %6ld x %5ld:", std::string(DTypeName(dtype)).c_str(), static_cast<long>(rows),
               static_cast<long>(cols));
   for (int64_t m : {1, 4, 8, 16, 32, 64}) {
-    const double us =
-        bench.Time(sets, [&](int i) { bench.ops().WeightMatmul(x.Rows(0, m), {&weights[i], 1}, y.Rows(0, m)); });
+    const double us = bench.Time(sets, [&](int i) {
+      bench.ops().WeightMatmul(x.Rows(0, m), {&weights[i], 1}, y.Rows(0, m));
+    });
     std::printf("  m %ld %.1f us %.0f%%", static_cast<long>(m), us, 100 * bytes / us / 1e3 / c.gbps);
   }
   std::printf("\n");

@@ -238,11 +238,11 @@ TEST_P(GoldenModel, GeneratesFewerAtOnceWhereMemoryEnds) {
     request.prompt = fixture.documents[1];
     request.sampling.max_new_tokens = tokens;
     std::vector<std::vector<int32_t>> ids(count);
-    const auto reasons = session->Run(std::vector<GenerationRequest>(count, request), AdapterMode::kOff,
-                                      [&](int64_t r, int32_t token) {
-                                        ids[r].push_back(token);
-                                        return true;
-                                      });
+    const auto reasons =
+        session->Run(std::vector<GenerationRequest>(count, request), AdapterMode::kOff, [&](int64_t r, int32_t token) {
+          ids[r].push_back(token);
+          return true;
+        });
     return reasons.ok() ? absl::StatusOr<std::vector<std::vector<int32_t>>>(ids) : reasons.status();
   };
   backend.refuse = 1000;

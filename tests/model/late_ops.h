@@ -57,6 +57,12 @@ class LateOps final : public Ops {
     inner_.WeightMatmul(x, w, y, a);
   }
   void ArgMax(Tensor l, Tensor o) override { inner_.ArgMax(l, o); }
+  void WeightMatmulGlu(Tensor x, std::span<const WeightView> w, Activation a, Tensor g, Tensor o) override {
+    inner_.WeightMatmulGlu(x, w, a, g, o);
+  }
+  void RopeToCache(Tensor x, int64_t d, Tensor c, Tensor s, Tensor r, Tensor o) override {
+    inner_.RopeToCache(x, d, c, s, r, o);
+  }
   void AdapterBackward(std::span<const AdapterPart> p, Tensor dy, Tensor b, Tensor u, float alpha, float beta,
                        Tensor du) override {
     inner_.AdapterBackward(p, dy, b, u, alpha, beta, du);
