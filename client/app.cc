@@ -251,18 +251,15 @@ void CommandLine::AddReports() {
   report->add_flag("!--no-data", r.data, "Leave the data's statistics out (they need the data to be read)");
   report->callback([this] { chosen_ = [this] { return RunJobReport(context_, options_->report); }; });
 
-  CLI::App* import = Command(app_, "import", "Turn a training file of axolotl or LLaMA-Factory into a job file",
-                             "  hone import axolotl.yaml --output job.yaml\n");
+  CLI::App* importer = Command(app_, "import", "Turn a training file of axolotl or LLaMA-Factory into a job file",
+                               "  hone import axolotl.yaml --output job.yaml\n");
   ImportOptions& i = options_->import_job;
-  import->add_option("FILE", i.file, "Their YAML")->required();
-  import->add_option("--from", i.from, "axolotl or llama-factory (default: by its keys)")
+  importer->add_option("FILE", i.file, "Their YAML")->required();
+  importer->add_option("--from", i.from, "axolotl or llama-factory (default: by its keys)")
       ->check(CLI::IsMember({"axolotl", "llama-factory"}))
       ->type_name("TOOL");
-  import->add_option("--output", i.output, "Job file to write (default: stdout)")->type_name("FILE");
-  import->callback([this] { chosen_ = [this] { return RunImport(context_, options_->import_job);
-};
-}  // namespace hone
-);
+  importer->add_option("--output", i.output, "Job file to write (default: stdout)")->type_name("FILE");
+  importer->callback([this] { chosen_ = [this] { return RunImport(context_, options_->import_job); }; });
 }
 
 void CommandLine::AddConfig() {
@@ -325,26 +322,23 @@ void CommandLine::AddModels() {
       Command(app_, "models", "Models known by name",
               "  hone models import ~/models/SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2\n  hone models ls\n");
   models->require_subcommand(1);
-  CLI::App* import = Command(*models, "import", "Register a model; its files stay where they are",
-                             "  hone models import ~/models/Qwen2.5-0.5B --name qwen\n");
+  CLI::App* importer = Command(*models, "import", "Register a model; its files stay where they are",
+                               "  hone models import ~/models/Qwen2.5-0.5B --name qwen\n");
   ModelImportOptions& m = options_->import_model;
-  import->add_option("PATH", m.path, "A .gguf file or a Hugging Face folder")->required();
-  import->add_option("--name", m.name, "Name in the registry (default: from the file)")->type_name("NAME");
-  import->add_option("--quantize", m.quantize, "Write a quantised copy once and register that")
+  importer->add_option("PATH", m.path, "A .gguf file or a Hugging Face folder")->required();
+  importer->add_option("--name", m.name, "Name in the registry (default: from the file)")->type_name("NAME");
+  importer->add_option("--quantize", m.quantize, "Write a quantised copy once and register that")
       ->check(CLI::IsMember({"nf4"}));
-  import->add_option("--output", m.output, "Folder for the copy (default: in the state folder)")->type_name("FOLDER");
-  import->callback([this] {
-    chosen_ = [this] { return RunModelsImport(context_, options_->import_model);
-};
-});
-CLI::App* list = Command(*models, "ls", "List models", "  hone models ls\n");
-list->callback([this] { chosen_ = [this] { return RunModelsList(context_); }; });
-CLI::App* get = Command(*models, "get", "Show one model", "  hone models get smollm2\n");
-get->add_option("NAME", options_->model, "Name in the registry")->required();
-get->callback([this] { chosen_ = [this] { return RunModelsGet(context_, options_->model); }; });
-CLI::App* remove = Command(*models, "rm", "Forget models; their files stay", "  hone models rm smollm2\n");
-remove->add_option("NAME", options_->models, "Names in the registry")->required();
-remove->callback([this] { chosen_ = [this] { return RunModelsRemove(context_, options_->models); }; });
+  importer->add_option("--output", m.output, "Folder for the copy (default: in the state folder)")->type_name("FOLDER");
+  importer->callback([this] { chosen_ = [this] { return RunModelsImport(context_, options_->import_model); }; });
+  CLI::App* list = Command(*models, "ls", "List models", "  hone models ls\n");
+  list->callback([this] { chosen_ = [this] { return RunModelsList(context_); }; });
+  CLI::App* get = Command(*models, "get", "Show one model", "  hone models get smollm2\n");
+  get->add_option("NAME", options_->model, "Name in the registry")->required();
+  get->callback([this] { chosen_ = [this] { return RunModelsGet(context_, options_->model); }; });
+  CLI::App* remove = Command(*models, "rm", "Forget models; their files stay", "  hone models rm smollm2\n");
+  remove->add_option("NAME", options_->models, "Names in the registry")->required();
+  remove->callback([this] { chosen_ = [this] { return RunModelsRemove(context_, options_->models); }; });
 }
 
 void CommandLine::AddTools() {
