@@ -227,7 +227,7 @@ absl::Status Daemon::Listen() {
     return absl::UnavailableError(ToAbsl(StrCat("cannot listen on ", options_.tcp.listen)));
   }
   tcp_port_ = port;
-  doorman_->Start(server_.get());
+  HONE_RETURN_IF_ERROR(doorman_->Start(server_.get()));
   for (const char* service : kServices) server_->GetHealthCheckService()->SetServingStatus(service, true);
   return absl::OkStatus();
 }

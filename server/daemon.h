@@ -81,6 +81,7 @@ class Daemon {
   Cards cards_;
   Metrics metrics_;
   EventHub hub_;
+  Readers readers_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<Admission> admission_;

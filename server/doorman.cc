@@ -51,7 +51,14 @@ int MoveToFreshNumber(int fd, int* next) {
 
 }  // namespace
 
-Doorman::~Doorman() { Stop(); }
+Doorman::Doorman(Options options)
+    : options_(options),
+      relay_(std::make_unique<Relay>([this](int fd, const FrameCounts& counts) { return Judge(fd, counts); })) {}
+
+Doorman::~Doorman() {
+  Stop();
+  relay_.reset();
+}
 
 absl::Status Doorman::Listen(const std::string& path, mode_t mode, bool admin) {
   sockaddr_un address{};
@@ -79,7 +86,8 @@ absl::Status Doorman::Listen(const std::string& path, mode_t mode, bool admin) {
   return absl::OkStatus();
 }
 
-void Doorman::Start(grpc::Server* server) {
+absl::Status Doorman::Start(grpc::Server* server) {
+  HONE_RETURN_IF_ERROR(relay_->Start());
   server_ = server;
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -92,6 +100,7 @@ void Doorman::Start(grpc::Server* server) {
   watch(wake_, EPOLLIN);
   for (const Door& door : doors_) watch(door.fd, EPOLLIN);
   thread_ = std::thread([this] { Loop(); });
+  return absl::OkStatus();
 }
 
 void Doorman::Stop() {
@@ -196,15 +205,24 @@ void Doorman::HandOver(int fd) {
     spdlog::warn("a connection of user {} is refused: too many are open", guest.uid);
     return Dismiss(fd);
   }
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0) return Dismiss(fd);
+  const int inner = MoveToFreshNumber(pair[1], &next_fd_);
+  if (inner < 0) {
+    close(pair[0]);
+    return Dismiss(fd);
+  }
   epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
   unproven_.erase(fd);
   std::erase(order_, std::pair<int, uint64_t>(fd, guest.inode));
   {
     std::lock_guard lock(mutex_);
-    inside_[fd] = guest;
+    inside_[inner] = guest;
+    inside_[inner].inode = InodeOf(inner);
     ++counts_.handed_over;
   }
-  grpc::AddInsecureChannelFromFd(server_, fd);  // takes the descriptor
+  grpc::AddInsecureChannelFromFd(server_, inner);  // takes the descriptor
+  relay_->Add(fd, pair[0], inner);
 }
 
 void Doorman::Dismiss(int fd) {
@@ -229,8 +247,69 @@ void Doorman::Sweep() {
       Dismiss(order_.front().first);
     }
   }
+  Forget();
+}
+
+// Those that have left. A connection that came and went without a call was of no use to anybody.
+void Doorman::Forget() {
   std::lock_guard lock(mutex_);
-  std::erase_if(inside_, [](const auto& entry) { return InodeOf(entry.first) != entry.second.inode; });
+  std::erase_if(inside_, [&](const auto& entry) {
+    const auto& [fd, guest] = entry;
+    if (InodeOf(fd) == guest.inode) return false;
+    if (guest.calls_of_all == 0 && !guest.shut && Charge(CulpritOf(guest), options_.fruitless_connection)) {
+      Punish(CulpritOf(guest), "makes connections in masses that no call comes of");
+    }
+    return true;
+  });
+}
+
+bool Doorman::Judge(int fd, const FrameCounts& counts) {
+  std::lock_guard lock(mutex_);
+  const auto found = inside_.find(fd);
+  if (found == inside_.end()) return false;
+  Guest& guest = found->second;
+  guest.streams += counts.streams;
+  // The newest have just come in: their calls will.
+  const uint64_t called = guest.calls_of_all + options_.max_calls / 2;
+  const uint64_t uncalled = std::max(guest.uncalled, guest.streams - std::min(guest.streams, called));
+  const double bad = static_cast<double>(uncalled - std::exchange(guest.uncalled, uncalled)) +
+                     static_cast<double>(counts.resets) + options_.chatter * static_cast<double>(counts.chatter);
+  const bool too_much = bad > 0 && Charge(CulpritOf(guest), bad);
+  if (!too_much && !counts.violation) return true;
+  if (!std::exchange(guest.shut, true)) ++counts_.ejected;
+  Punish(CulpritOf(guest), counts.violation ? "sends headers without an end" : "opens streams in masses for nothing");
+  return false;
+}
+
+bool Doorman::Charge(const Culprit& culprit, double bad) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto forgiven = [&](const Account& account) {
+    return std::chrono::duration<double>(now - account.when).count() * options_.forgiven_per_second;
+  };
+  if (accounts_.size() >= options_.max_connections) {
+    std::erase_if(accounts_, [&](const auto& entry) { return forgiven(entry.second) >= entry.second.bad; });
+  }
+  Account& account = accounts_.try_emplace(culprit, Account{0, now}).first->second;
+  account.bad = std::max(0.0, account.bad - forgiven(account)) + bad;
+  account.when = now;
+  return account.bad > options_.max_bad;
+}
+
+void Doorman::Punish(const Culprit& culprit, std::string_view why) {
+  if (punished_.size() >= options_.max_connections) return;
+  const auto until = std::chrono::steady_clock::now() + options_.penalty;
+  const bool news = punished_.insert_or_assign(culprit, until).second;
+  if (!news) return;
+  const std::string process = culprit.second == 0 ? "" : StrCat(" (process ", culprit.second, ")");
+  spdlog::warn("user {}{} {} and stays out for {} s", culprit.first, process, std::string(why),
+               options_.penalty.count() / 1000);
+}
+
+void Doorman::Eject(int fd, Guest* guest, std::string_view why) {
+  guest->shut = true;
+  shutdown(fd, SHUT_RDWR);  // gRPC owns the descriptor and sees its end
+  ++counts_.ejected;
+  Punish(CulpritOf(*guest), why);
 }
 
 Doorman::Culprit Doorman::CulpritOf(const Guest& guest) {
@@ -258,15 +337,9 @@ Doorman::Ticket Doorman::NoteCall(const std::string& peer) {
   if (found == inside_.end()) return {};
   Guest& guest = found->second;
   const Ticket ticket = {fd, guest.inode};
-  if (++guest.calls != options_.max_calls || InodeOf(fd) != guest.inode) return ticket;
-  shutdown(fd, SHUT_RDWR);  // gRPC owns the descriptor and sees its end
-  ++counts_.ejected;
-  if (punished_.size() < options_.max_connections) {
-    punished_[CulpritOf(guest)] = std::chrono::steady_clock::now() + options_.penalty;
-  }
-  spdlog::warn(
-      "a connection of user {} (process {}) opens and resets calls in masses and is shut; it stays out for {} s",
-      guest.uid, guest.pid, options_.penalty.count() / 1000);
+  ++guest.calls_of_all;
+  if (++guest.calls != options_.max_calls || guest.shut || InodeOf(fd) != guest.inode) return ticket;
+  Eject(fd, &guest, "opens and resets calls in masses");
   return ticket;
 }
 
@@ -288,8 +361,8 @@ Caller Doorman::Who(const std::string& peer) const {
   std::lock_guard lock(mutex_);
   const auto found = inside_.find(fd);
   if (found == inside_.end()) return {};
-  const int64_t uid = found->second.uid;
-  return {uid, found->second.admin || uid == 0 || uid == static_cast<int64_t>(geteuid())};
+  const auto [uid, pid] = CulpritOf(found->second);
+  return {uid, found->second.admin || uid == 0 || uid == static_cast<int64_t>(geteuid()), pid};
 }
 
 Doorman::Counts Doorman::counts() const {

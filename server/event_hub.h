@@ -1,9 +1,12 @@
 // Tells watchers of a job that something happened. Durable events are in the store and only announced here; step
-// records and progress are handed over, each watcher keeping a bounded number of them. Not here: gRPC.
+// records and progress are handed over, each watcher keeping a bounded number of them. Where many watch one job they
+// are woken in turn, so many a second that the machine has time for others; what comes to one of them meanwhile is
+// coalesced: the newest record of each kind is kept. Not here: gRPC.
 #pragma once
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -11,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "hone/v1/jobs.pb.h"
@@ -32,8 +36,11 @@ class Subscription {
   explicit Subscription(std::function<void()> wake, std::function<void(Clock::time_point)> check = nullptr)
       : wake_(std::move(wake)), check_(std::move(check)) {}
 
-  // Called by the hub.
+  // Called by the hub: something happened; null: something durable.
   void Offer(const Transient* transient);
+  // The same without waking, the record in the place of older ones of its kind.
+  void Hold(const Transient* transient);
+  void Wake() const { wake_(); }
   // The oldest record whose predecessor has been sent, if there is one.
   bool Take(uint64_t sent_sequence, v1::JobEvent* event);
   // Whether something durable may have come since it was last asked.
@@ -48,10 +55,22 @@ class Subscription {
   std::atomic<bool> announced_{true};
   const std::function<void()> wake_;
   const std::function<void(Clock::time_point)> check_;
+  bool due_ = false;  // the hub's, under its lock
+  friend class EventHub;
 };
 
 class EventHub {
  public:
+  struct Pace {
+    size_t direct = 32;        // watchers of one job that are woken at once; where there are more, in turn
+    size_t per_second = 1000;  // so many of those
+  };
+  EventHub() : EventHub(Pace()) {}
+  explicit EventHub(Pace pace);
+  ~EventHub();
+  EventHub(const EventHub&) = delete;
+  EventHub& operator=(const EventHub&) = delete;
+
   // `wake` is called, from any thread and possibly with locks of the hub's callers held, when there may be something
   // new: it must only schedule work. Null when kMaxSubscriptions are taken.
   // `check` may be null; it is called now and then (CheckAll).
@@ -71,10 +90,17 @@ class EventHub {
   static constexpr size_t kMaxSubscriptions = 4096;
   std::vector<std::shared_ptr<Subscription>> All() const;
   std::vector<std::shared_ptr<Subscription>> Of(const std::string& job_id) const;
+  void Tell(const std::string& job_id, const Transient* transient);
+  void WakeInTurn();
 
+  const Pace pace_;
   mutable std::mutex mutex_;
   std::map<std::string, std::vector<std::shared_ptr<Subscription>>> by_job_;
   size_t count_ = 0;
+  std::deque<std::shared_ptr<Subscription>> due_;  // to be woken, each at most once
+  std::condition_variable changed_;
+  bool stopping_ = false;
+  std::thread pacer_;
 };
 
 }  // namespace hone

@@ -153,6 +153,8 @@ absl::StatusOr<std::string> LogPump::ReadMore() {
 
 StreamPump<v1::LogChunk>::Next LogPump::Produce(v1::LogChunk* chunk, absl::Status* status) {
   if (id_.empty()) {
+    *status = Enter();
+    if (!status->ok()) return Next::kEnd;
     auto id = context_->store->ResolveJobName(name_);
     *status = id.status();
     if (!id.ok()) return Next::kEnd;
@@ -182,6 +184,7 @@ StreamPump<v1::LogChunk>::Next LogPump::Produce(v1::LogChunk* chunk, absl::Statu
 // ---- artifacts
 
 absl::Status ArtifactPump::Open() {
+  HONE_RETURN_IF_ERROR(Enter());
   HONE_ASSIGN_OR_RETURN(const std::string id, context_->store->ResolveJobName(request_.name()));
   HONE_ASSIGN_OR_RETURN(file_, OpenBeneath(context_->layout->Output(id), request_.path()));
   if (offset_ > file_.size()) {

@@ -81,6 +81,11 @@ Caller CallerOf(const ServiceContext& context, const grpc::ServerContextBase& ca
   return context.doorman == nullptr ? Caller{-1, true} : context.doorman->Who(call.peer());
 }
 
+Readers::Client ClientOf(const ServiceContext& context, const grpc::ServerContextBase& call) {
+  const Caller caller = CallerOf(context, call);
+  return {caller.uid, caller.pid};
+}
+
 absl::Status MayChange(const Caller& caller, int64_t owner_uid, std::string_view what) {
   if (caller.admin || owner_uid < 0 || owner_uid == caller.uid) return absl::OkStatus();
   return WithReason(absl::PermissionDeniedError(
@@ -307,8 +312,8 @@ grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServ
 
 grpc::ServerWriteReactor<v1::LogChunk>* JobsService::GetJobLogs(grpc::CallbackServerContext* call,
                                                                 const v1::GetJobLogsRequest* request) {
-  return StreamPump<v1::LogChunk>::Create<LogPump>(context_->streams, call, context_, request->name(),
-                                                   request->follow());
+  return StreamPump<v1::LogChunk>::Create<LogPump>(context_->streams, call, context_, ClientOf(*context_, *call),
+                                                   request->name(), request->follow());
 }
 
 grpc::ServerUnaryReactor* JobsService::ListArtifacts(grpc::CallbackServerContext* call,
@@ -331,7 +336,8 @@ grpc::ServerUnaryReactor* JobsService::ListArtifacts(grpc::CallbackServerContext
 
 grpc::ServerWriteReactor<v1::ArtifactChunk>* JobsService::ReadArtifact(grpc::CallbackServerContext* call,
                                                                        const v1::ReadArtifactRequest* request) {
-  return StreamPump<v1::ArtifactChunk>::Create<ArtifactPump>(context_->streams, call, context_, *request);
+  return StreamPump<v1::ArtifactChunk>::Create<ArtifactPump>(context_->streams, call, context_,
+                                                             ClientOf(*context_, *call), *request);
 }
 
 grpc::ServerUnaryReactor* JobsService::PlanJob(grpc::CallbackServerContext* call, const v1::PlanJobRequest* request,

@@ -15,6 +15,7 @@
 #include "proto/base/build_info.h"
 #include "proto/base/status.h"
 #include "server/daemon.h"
+#include "server/grpc_log.h"
 #include "server/places.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
@@ -138,6 +139,7 @@ int Serve(const Flags& flags) {
   int signal = 0;
   while ((signal = sigtimedwait(&signals, nullptr, &tick)) < 0 || signal == SIGHUP) {
     (*daemon)->Tick();
+    RefreshGrpcLog();
     Notify(StrCat("STATUS=", (*daemon)->Summary()));
   }
   spdlog::info("signal {}: draining; what runs writes a checkpoint and stays in the queue", signal);
@@ -178,6 +180,7 @@ int Main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   SetUpLogging(flags.log_level);
+  RouteGrpcLog();
   return Serve(flags);
 }
 

@@ -21,6 +21,7 @@
 #include "server/executor.h"
 #include "server/layout.h"
 #include "server/metrics.h"
+#include "server/readers.h"
 #include "server/scheduler.h"
 #include "server/store/store.h"
 
@@ -30,6 +31,7 @@ struct ServiceContext {
   const Layout* layout = nullptr;
   Store* store = nullptr;
   EventHub* hub = nullptr;
+  Readers* readers = nullptr;
   Metrics* metrics = nullptr;
   Scheduler* scheduler = nullptr;
   Admission* admission = nullptr;
@@ -52,6 +54,8 @@ struct ServiceContext {
 
 // Who calls.
 Caller CallerOf(const ServiceContext& context, const grpc::ServerContextBase& call);
+// The same for what is bounded per client.
+Readers::Client ClientOf(const ServiceContext& context, const grpc::ServerContextBase& call);
 // PERMISSION_DENIED with reason NOT_OWNER unless the caller is an admin, or the owner, or nobody owns it.
 absl::Status MayChange(const Caller& caller, int64_t owner_uid, std::string_view what);
 
