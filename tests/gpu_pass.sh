@@ -52,8 +52,10 @@ run() {
 if wants parity && has kernels_cuda_test; then
   run parity "$bin/kernels_cuda_test"
   say "$(grep -hE '^==|^FAILED|checks,|^skipped' "$out/parity.txt" | head -40)"
-  run small_tiles "$bin/kernels_cuda_test" --small-tiles --cases attention docs_ prompt_
-  say "$(grep -hE '^FAILED|checks,' "$out/small_tiles.txt" | head -40)"
+  for tiles in small large; do
+    run "${tiles}_tiles" "$bin/kernels_cuda_test" --$tiles-tiles --cases attention docs_ prompt_
+    say "$(grep -hE '^FAILED|checks,' "$out/${tiles}_tiles.txt" | head -40)"
+  done
 fi
 if wants model && has cuda_model_test; then
   run model "$bin/cuda_model_test" --golden "$golden"

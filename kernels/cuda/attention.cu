@@ -90,6 +90,10 @@ AttentionProfile CurrentAttentionProfile() {
   int device = 0, bytes = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (major == 9 && minor == 0) return AttentionProfile::kHopper;
   return bytes >= 163 * 1024 ? AttentionProfile::kLarge : AttentionProfile::kSmall;
 }
 

@@ -11,8 +11,9 @@
 
 namespace hone::cuda {
 
-// Tiles for cards whose blocks may have 160 KiB of shared memory and more (sm_80, sm_90), or 99 KiB (sm_86, sm_89).
-enum class AttentionProfile : uint8_t { kLarge, kSmall };
+// Tiles for cards whose blocks may have 160 KiB of shared memory and more (sm_80, sm_90), or 99 KiB (sm_86, sm_89);
+// kHopper: as kLarge, but warpgroup products where there are kernels with them (sm_90; heads of 97 to 128 columns).
+enum class AttentionProfile : uint8_t { kLarge, kSmall, kHopper };
 AttentionProfile CurrentAttentionProfile();  // of the current device
 
 struct AttentionResources {

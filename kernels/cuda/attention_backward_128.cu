@@ -6,15 +6,17 @@ namespace hone::cuda::mma {
 
 template <>
 void RunQueryGradient<128>(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream) {
-  if (profile == AttentionProfile::kLarge)
+  if (QueryGradientOnHopper(args, host, profile, stream)) return;
+  if (profile != AttentionProfile::kSmall)
     return LaunchQueryGradient<QueryGradientTiles<128, 2, 4, 32, 2>>(args, host, stream);
   LaunchQueryGradient<QueryGradientTiles<128, 1, 8, 32, 1>>(args, host, stream);
 }
 
 template <>
 void RunKeyGradient<128>(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream) {
-  if (profile == AttentionProfile::kLarge)
-    return LaunchKeyGradient<KeyGradientTiles<128, 2, 4, 32, 1, 1>>(args, host, stream);
+  if (KeyGradientOnHopper(args, host, profile, stream)) return;
+  if (profile != AttentionProfile::kSmall)
+    return LaunchKeyGradient<KeyGradientTiles<128, 2, 2, 32, 1, 2>>(args, host, stream);
   LaunchKeyGradient<KeyGradientTiles<128, 1, 4, 32, 1, 1>>(args, host, stream);
 }
 

@@ -6,7 +6,8 @@ namespace hone::cuda::mma {
 
 template <>
 void RunForward<128>(const ForwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream) {
-  if (profile == AttentionProfile::kLarge) return LaunchForward<ForwardTiles<128, 2, 4, 64, 2>>(args, host, stream);
+  if (ForwardOnHopper(args, host, profile, stream)) return;
+  if (profile != AttentionProfile::kSmall) return LaunchForward<ForwardTiles<128, 2, 4, 64, 2>>(args, host, stream);
   LaunchForward<ForwardTiles<128, 1, 4, 32, 2>>(args, host, stream);
 }
 

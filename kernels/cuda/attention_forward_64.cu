@@ -6,7 +6,7 @@ namespace hone::cuda::mma {
 
 template <>
 void RunForward<64>(const ForwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream) {
-  if (profile == AttentionProfile::kLarge) return LaunchForward<ForwardTiles<64, 2, 4, 64, 2>>(args, host, stream);
+  if (profile != AttentionProfile::kSmall) return LaunchForward<ForwardTiles<64, 2, 4, 64, 2>>(args, host, stream);
   LaunchForward<ForwardTiles<64, 1, 4, 32, 2>>(args, host, stream);
 }
 

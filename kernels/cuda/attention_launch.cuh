@@ -44,8 +44,8 @@ void RunQueryGradient(const BackwardArgs& args, HostSegments host, AttentionProf
 template <int D>
 void RunKeyGradient(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
 
-// By Hopper's warpgroup products (attention_hopper.cu, in builds that have sm_90a), tiles 128 wide and no softcap. False:
-// not there, or not of this call; nothing was started.
+// By Hopper's warpgroup products (attention_hopper.cu, in builds that have sm_90a), tiles 128 wide and no softcap.
+// False: not there, or not of this call; nothing was started.
 #ifdef HONE_SM90A
 bool ForwardOnHopper(const ForwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);
 bool QueryGradientOnHopper(const BackwardArgs& args, HostSegments host, AttentionProfile profile, cudaStream_t stream);

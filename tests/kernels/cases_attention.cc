@@ -195,6 +195,11 @@ void AddAttentionCases(std::vector<OpCase>& cases) {
   both(Documents({30, 170}), shape(2, 1, 128, 0, 5));
   both(SharedPrompt(150, {20, 1, 70}), shape(4, 2, 128));
   both(SharedPrompt(150, {40, 70}), shape(2, 1, 64, 60, 9));
+  // Tiles of 128 queries and keys, with what masks and shares them.
+  both(Documents({260, 129}), shape(4, 1, 128));
+  both(Documents({130, 64}), shape(3, 3, 128));
+  both(Documents({270}), shape(2, 1, 120, 150));
+  both(SharedPrompt(190, {140, 1, 30}), shape(2, 1, 128));
   both(Backwards(Documents({40, 66})), shape(2, 1, 64));
   both(CacheRuns({90, 33, 170}, 33), shape(2, 1, 128));
   // One query against more keys than one block takes.

@@ -1,11 +1,12 @@
 // Runs every op case and the composite checks on the CUDA back end, in fp32 and bf16. A plain program, because it must
 // run on bare GPU machines. Arguments: parts of names, of which a case has one (default: all); --figures prints the
-// measured errors of passing cases; --small-tiles runs attention with the tiles of cards that have 99 KiB of shared
-// memory a block; --cases leaves the composite checks out. Exit 77 where no card can be opened.
+// measured errors of passing cases; --small-tiles (--large-tiles) runs attention with the tiles of cards that have 99
+// (160) KiB of shared memory a block; --cases leaves the composite checks out. Exit 77 where no card can be opened.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,8 @@ struct Count {
 
 struct Options {
   std::vector<std::string> parts;
-  bool figures = false, small_tiles = false, cases_only = false;
+  bool figures = false, cases_only = false;
+  std::optional<cuda::AttentionProfile> attention;  // the card's own
 };
 
 bool Wanted(const std::string& name, const std::vector<std::string>& parts) {
@@ -66,8 +68,7 @@ int Run(const Options& options) {
       std::printf("skipped: %s\n", std::string(ToStd(backend.status().message())).c_str());
       return 77;
     }
-    if (options.small_tiles)
-      static_cast<CudaOps&>((*backend)->ops()).set_attention_profile(cuda::AttentionProfile::kSmall);
+    if (options.attention) static_cast<CudaOps&>((*backend)->ops()).set_attention_profile(*options.attention);
     const char* name = act == DType::kF32 ? "fp32" : "bf16";
     std::printf("== %s, %s ==\n", (*backend)->name().c_str(), name);
     Count count;
@@ -93,7 +94,9 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--figures") == 0) {
       options.figures = true;
     } else if (std::strcmp(argv[i], "--small-tiles") == 0) {
-      options.small_tiles = true;
+      options.attention = hone::cuda::AttentionProfile::kSmall;
+    } else if (std::strcmp(argv[i], "--large-tiles") == 0) {
+      options.attention = hone::cuda::AttentionProfile::kLarge;
     } else if (std::strcmp(argv[i], "--cases") == 0) {
       options.cases_only = true;
     } else {
