@@ -19,6 +19,32 @@ double UnitDraw(uint64_t seed, uint64_t counter) {
   return static_cast<double>(x >> 11) * 0x1.0p-53;
 }
 
+// Tokens from the likeliest down, of equal ones the first before; ranked only as far as somebody asks.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const float> logits) : logits_(logits), order_(logits.size()) {
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+  int32_t At(int64_t place) {
+    if (place >= ranked_) Extend(std::max<int64_t>(16 * ranked_, 64));
+    return order_[place];
+  }
+
+ private:
+  void Extend(int64_t to) {
+    const auto larger = [&](int32_t a, int32_t b) {
+      return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
+    };
+    to = std::min(to, static_cast<int64_t>(order_.size()));
+    std::partial_sort(order_.begin() + ranked_, order_.begin() + to, order_.end(), larger);
+    ranked_ = to;
+  }
+
+  std::span<const float> logits_;
+  std::vector<int32_t> order_;
+  int64_t ranked_ = 0;
+};
+
 struct Sequence {
   int64_t request = 0;
   int32_t cache0 = 0;  // first cache row
@@ -185,28 +211,33 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
   if (options.temperature <= 0) {
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  auto larger = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-  size_t keep = order.size();
-  if (options.top_k > 0) keep = std::min<size_t>(keep, options.top_k);
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(), larger);
-  std::vector<double> weights(keep);
+  Ranking ranking(logits);
+  const float largest = logits[ranking.At(0)];
+  const auto weight = [&](int32_t token) {
+    return std::exp((static_cast<double>(logits[token]) - largest) / options.temperature);
+  };
+  const auto size = static_cast<int64_t>(logits.size());
+  const int64_t keep = options.top_k > 0 ? std::min(size, options.top_k) : size;
   double sum = 0;
-  for (size_t i = 0; i < keep; ++i) {
-    weights[i] = std::exp((static_cast<double>(logits[order[i]]) - logits[order[0]]) / options.temperature);
-    sum += weights[i];
+  if (keep < size) {
+    for (int64_t i = 0; i < keep; ++i) sum += weight(ranking.At(i));
+  } else {
+    for (int32_t token = 0; token < size; ++token) sum += weight(token);
   }
   // top_p: the shortest head whose probability reaches it.
-  double mass = 0;
-  size_t head = 0;
-  while (head < keep && (head == 0 || mass < options.top_p * sum)) mass += weights[head++];
-  double target = UnitDraw(options.seed, static_cast<uint64_t>(draw)) * mass;
-  for (size_t i = 0; i < head; ++i) {
-    target -= weights[i];
-    if (target < 0) return order[i];
+  int64_t head = keep;
+  double mass = sum;
+  if (options.top_p < 1) {
+    for (head = 0, mass = 0; head < keep && (head == 0 || mass < options.top_p * sum); ++head) {
+      mass += weight(ranking.At(head));
+    }
   }
-  return order[head - 1];
+  double target = UnitDraw(options.seed, static_cast<uint64_t>(draw)) * mass;
+  for (int64_t i = 0; i < head; ++i) {
+    target -= weight(ranking.At(i));
+    if (target < 0) return ranking.At(i);
+  }
+  return ranking.At(head - 1);
 }
 
 }  // namespace hone
