@@ -120,6 +120,21 @@ TEST(Cost, TellsSmallProductsAndShortDocumentsApart) {
   EXPECT_NEAR(attention(100), 2.0, 1e-9);
 }
 
+TEST(Cost, WaitsForWhatTransfersTakeBeyondTheirPass) {
+  StepCost cost;
+  cost.gemm = 1;
+  cost.beside_out = 0.4;
+  cost.beside_back = 0.6;
+  cost.transfer = 2 * 0.3;
+  EXPECT_EQ(cost.seconds(), 1);
+  cost.transfer = 2 * 0.45;  // back it is hidden, out it is not
+  EXPECT_GT(cost.seconds(), 1.04);
+  EXPECT_LT(cost.seconds(), 1.15);
+  cost.transfer = 2 * 5;
+  EXPECT_GT(cost.seconds(), 10);
+  EXPECT_NEAR((3.0 * cost).seconds(), 3 * cost.seconds(), 1e-12);
+}
+
 TEST(Cards, AreKnownByTheDriversNames) {
   EXPECT_EQ(TableRates("NVIDIA GeForce RTX 4090", DType::kBF16).copy_bytes, 1008e9);
   EXPECT_EQ(TableRates("NVIDIA H100 80GB HBM3", DType::kBF16).gemm_flops, 786e12);
@@ -198,6 +213,34 @@ TEST_F(PlanTest, UsesWhatTheBudgetAllows) {
   const v1::Plan none = with({StrCat("memory.vram_budget=", least - 1)});
   EXPECT_FALSE(none.fits());
   EXPECT_EQ(none.bytes().total(), least);
+}
+
+// What a KTO step keeps of an 8B does not fit beside its weights; what waits on the host need not be computed again.
+TEST_F(PlanTest, KeepsOnTheHostWhatTheCardHasNoRoomFor) {
+  std::string text;
+  for (int i = 0; i < 48; ++i) {
+    text += "{\"prompt_ids\":[";
+    for (int t = 0; t < 200 + 13 * (i % 9); ++t) text += StrCat(t == 0 ? "" : ",", 10 + (t * 7 + i) % 90);
+    text += "],\"completion_ids\":[";
+    for (int t = 0; t < 200 + 17 * (i % 7); ++t) text += StrCat(t == 0 ? "" : ",", 10 + (t * 5 + i) % 90);
+    text += StrCat("],\"label\":", i % 2 == 0 ? "true" : "false", "}\n");
+  }
+  const std::string data = (folder_ / "kto.jsonl").string();
+  ASSERT_TRUE(WriteFileDurably(data, text).ok());
+  const std::vector<std::string> sets = {"model.quantization=nf4", "optimizer.name=adamw_8bit", "memory.policy=fastest",
+                                         "batch.examples=8"};
+  const auto with = [&](uint64_t mebibytes) {
+    auto spec = Spec(StrCat("random:", kShapes, "/llama-3.1-8b/config.json"), data, sets);
+    spec.mutable_objective()->clear_sft();
+    spec.mutable_objective()->mutable_kto();
+    EXPECT_TRUE(SetField(spec, StrCat("memory.vram_budget=", mebibytes << 20)).ok());
+    return Plan(spec, "h100");
+  };
+  const v1::Plan small = with(8000), large = with(24000);
+  ASSERT_TRUE(small.fits()) << small.reason();
+  EXPECT_NE(small.recompute().find("activation host"), std::string::npos) << small.recompute();
+  EXPECT_GT(small.pinned_bytes(), uint64_t{4} << 30);
+  EXPECT_GT(small.tokens_per_second(), 0.85 * large.tokens_per_second());
 }
 
 TEST_F(PlanTest, AnswersSoonForALargeModel) {
