@@ -21,6 +21,8 @@ tests=(
   libgtest-dev libgmock-dev libbenchmark-dev
   prometheus                                               # promtool checks the metrics and the scrape config
   python3-grpcio python3-protobuf grpc-proto               # a client that nobody here wrote, by reflection
+  golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev
+  protoc-gen-go-1-5 protoc-gen-go-grpc                     # one in Go, with stubs of its own
   systemd                                                  # systemd-analyze checks the unit file
   clang libclang-rt-14-dev                                 # fuzz targets
   clang-format-14 clang-tidy-14                            # the pinned style and lint tools
