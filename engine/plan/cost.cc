@@ -6,7 +6,7 @@ namespace hone {
 namespace {
 
 // Two buffers by turns do not hide a transfer to the last microsecond.
-constexpr double kHidden = 0.85;
+constexpr double kHidden = 0.92;
 
 double Exposed(const StepCost& c) {
   const double one_way = c.transfer / 2;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/plan/dry_step.h"
 #include "proto/base/status.h"
 
 namespace hone {
@@ -23,17 +24,20 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
     log_probs.resize(batch.targets.size());
     session->LogProbs(batch, AdapterMode::kOn, log_probs);
   };
-  double beside_out = 0;  // of the forward passes of training launches
+  double beside_out = 0, beside_back = 0;  // of training launches
   auto train = [&](const PackedBatch& batch) {
-    const double before = CostOf(ops->counts(), target.rates).computing();
+    const StepCost before = CostOf(ops->counts(), target.rates);
+    StepCost forward;
     session->ForwardBackward(batch, [&](std::span<const float>, std::span<float>) {
-      beside_out += CostOf(ops->counts(), target.rates).computing() - before;
+      forward = CostOf(ops->counts(), target.rates) + -1.0 * before;
     });
+    beside_out += BesideOut(forward, batch, run.files->config(), target.rates);
+    beside_back += (CostOf(ops->counts(), target.rates) + -1.0 * before).computing() - forward.computing();
   };
   // Runs all or some of the batches; the cost of all.
   auto cost_of = [&](const std::vector<LaunchBatch>& batches, const auto& work) {
     ops->ResetCounts();
-    beside_out = 0;
+    beside_out = beside_back = 0;
     double all = 0, some = 0;
     for (size_t i = 0; i < batches.size(); ++i) {
       const auto tokens = static_cast<double>(batches[i].packed.tokens());
@@ -44,7 +48,7 @@ absl::StatusOr<DryResult> DryRun(const PreparedRun& run, const v1::Plan& plan, c
     }
     StepCost cost = CostOf(ops->counts(), target.rates);
     cost.beside_out = beside_out;
-    cost.beside_back = cost.computing() - beside_out;
+    cost.beside_back = beside_back;
     return some > 0 ? all / some * cost : StepCost();
   };
   train(LargestBatch(options.limits.train));

@@ -1,8 +1,17 @@
 #include "engine/plan/dry_step.h"
 
+#include <algorithm>
+
 #include "proto/base/status.h"
 
 namespace hone {
+
+double BesideOut(const StepCost& forward, const PackedBatch& batch, const DecoderConfig& config, const Rates& rates) {
+  const auto logits = static_cast<double>(batch.targets.size()), tail = static_cast<double>(batch.tail_logits);
+  // A product for the logits, and one for the gradient of those that have one.
+  const double flops = 2 * (2 * logits - tail) * static_cast<double>(config.vocab_size * config.hidden_size);
+  return std::max(0.0, forward.computing() - forward.head - flops / rates.gemm_flops);
+}
 
 absl::StatusOr<std::unique_ptr<DryStep>> DryStep::Create(const ModelFiles& files, const SessionOptions& options,
                                                          BackendKind backend, DType activation_dtype,
@@ -36,7 +45,7 @@ LaunchUse DryStep::Train(const DecoderOptions& options, const BatchLimits& limit
         batch, limits, {&arenas_.saved, &arenas_.scratch, &arenas_.pinned},
         [&](std::span<const float>, std::span<float>) { forward = CostOf(ops_->counts(), rates_); });
   });
-  use.cost.beside_out = forward.computing();
+  use.cost.beside_out = BesideOut(forward, batch, session_->model().config(), rates_);
   use.cost.beside_back = use.cost.computing() - forward.computing();
   return use;
 }

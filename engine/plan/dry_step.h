@@ -17,6 +17,10 @@ struct LaunchUse {
   StepCost cost;
 };
 
+// Of a training launch whose forward pass, head included, costs `forward`: seconds that layers' pieces go out beside.
+// What the head takes is not among them: what has not left by then stays on the card.
+double BesideOut(const StepCost& forward, const PackedBatch& batch, const DecoderConfig& config, const Rates& rates);
+
 class DryStep {
  public:
   // `options`: quantization, adapter, optimizer and placement; its decoder and limits are not looked at.

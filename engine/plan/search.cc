@@ -278,8 +278,14 @@ void Search::ForEachPlacement(Pick pick, const Visit& visit) const {
   const double one_buffer = wide_share > 0 && wide_share <= 1.0 / 3 ? static_cast<double>(size.wide_bytes) : 0;
   const double pinned = share * static_cast<double>(first.pinned) + (1 - share) * static_cast<double>(last.pinned);
   const uint64_t scratch = std::max({first.scratch, last.scratch, variant.forward.scratch});
-  const StepCost launches = size.train_factor * (share * first.cost + (1 - share) * last.cost) +
-                            size.forward_factor * variant.forward.cost + optimizer_;
+  StepCost launches = size.train_factor * (share * first.cost + (1 - share) * last.cost) +
+                      size.forward_factor * variant.forward.cost + optimizer_;
+  // Nothing leaves before the first layer on the host has run, nor once the last one runs.
+  const auto layers = static_cast<double>(layers_ - first_);
+  const double on_host = layers * ((pick.first.host ? share : 0) + (pick.last.host ? 1 - share : 0));
+  const double window = on_host > 0 ? std::max(0.0, 1 - 1 / on_host - 1 / layers) : 1;
+  launches.beside_out *= window;
+  launches.beside_back *= window;
   const StepCost decoded = share * size.decoded[pick.first.level] + (1 - share) * size.decoded[pick.last.level];
   for (const Placement& placement : placements_) {
     if (placement.decoded_layers > 0 && variant.pieces.decode_apart) continue;
