@@ -243,7 +243,19 @@ void Block::MlpForward(const BlockCall& call, const BlockActivations& kept, Tens
       ops_.Glu(gate_up.Cols(0, 2 * f), config_.activation, hidden.Cols(0, f));
     }
     Product(call, GroupKind::kDown, shared.down, hidden, middle, x_out.Rows(begin, rows), scratch);
+    if (kept.gate_up.empty() || !kept.h.empty()) continue;
+    BlockActivations a;
+    a.gate_up = gate_up;
+    if (const Tensor u = DownColumns(down, a); !u.empty()) ops_.Copy(AdapterColumns(down, hidden), u);
   }
+}
+
+// Where the spare columns of h, which cost a pass over it, wait for the backward pass beside a gate_up that is kept: in
+// its own, which nothing needs before that. Empty: no room.
+Tensor Block::DownColumns(const LinearGroup& down, const BlockActivations& a) const {
+  const int64_t gate_up = 2 * sizes().f;
+  if (down.spare == 0 || gate_up + down.spare > a.gate_up.cols) return {};
+  return a.gate_up.Cols(gate_up, down.spare);
 }
 
 }  // namespace hone

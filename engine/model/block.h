@@ -27,7 +27,7 @@ struct BlockActivations {
   Tensor x_mid;    // act [T, H]            after attention's residual
   Tensor n2;       // act [T, H + R]        normed input of gate, up
   Tensor rstd2;    // fp32 [T, 1]
-  Tensor gate_up;  // act [T, 2F + R]      its gradient replaces it
+  Tensor gate_up;  // act [T, 2F + R]      its gradient replaces it; without h its spare columns keep those of h
   Tensor h;        // act [T, F + R]       input of down
 };
 
@@ -97,13 +97,14 @@ class Block {
   void AttentionOutput(const BlockCall& call, const BlockActivations& a);
   void GateUp(const BlockCall& call, Tensor x_mid, Tensor n2, Tensor rstd2, Tensor gate_up, Tensor shared,
               Arena& scratch);
+  Tensor DownColumns(const LinearGroup& down, const BlockActivations& a) const;
   void MlpForward(const BlockCall& call, const BlockActivations& kept, Tensor x_mid, Tensor x_out, Arena& scratch);
 
   void MlpBackward(const BlockCall& call, const BlockActivations& a, Tensor x_mid, Tensor dx_aug, Arena& scratch);
   void MlpBackwardRows(const BlockCall& call, BlockActivations a, Tensor x_mid, Tensor dx_aug, int64_t capacity,
                        const Shared& shared, Arena& scratch);
-  void DownBackward(const BlockCall& call, const BlockActivations& a, Tensor dx_aug, int64_t capacity, Tensor shared,
-                    Arena& scratch);
+  void DownBackward(const BlockCall& call, const BlockActivations& a, bool gate_up_kept, Tensor dx_aug,
+                    int64_t capacity, Tensor shared, Arena& scratch);
   void GateUpBackward(const BlockCall& call, BlockActivations a, Tensor d_n2, int64_t capacity, Tensor shared,
                       Arena& scratch);
   void AttentionBackward(const BlockCall& call, BlockActivations a, Tensor dx_aug, bool input_gradient,

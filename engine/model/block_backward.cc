@@ -83,20 +83,21 @@ void Block::MlpBackwardRows(const BlockCall& call, BlockActivations a, Tensor x_
   auto buffer = [&](DType dtype, int64_t cols) { return scratch.AllocateTensor(dtype, capacity, cols).Rows(0, rows); };
   a.x_mid = x_mid;
   if (a.rstd2.empty()) a.rstd2 = buffer(DType::kF32, 1);
-  if (a.gate_up.empty()) {
+  const bool gate_up_kept = !a.gate_up.empty();
+  if (!gate_up_kept) {
     a.gate_up = buffer(act, 2 * f + spare);
     a.n2 = buffer(act, h + spare);
     GateUp(call, x_mid, a.n2, a.rstd2, a.gate_up, shared.gate_up, scratch);
   }
-  DownBackward(call, a, dx_aug, capacity, shared.down, scratch);
+  DownBackward(call, a, gate_up_kept, dx_aug, capacity, shared.down, scratch);
   const Tensor d_n2 = buffer(act, h);
   GateUpBackward(call, a, d_n2, capacity, shared.gate_up, scratch);
   ops_.RmsNormBackward(d_n2, x_mid, call.weights->post_attention_norm, a.rstd2, dx_aug.Cols(0, h), 1);
 }
 
 // gate_up <- its gradient. The gated unit's output is written again on the way where it was not kept.
-void Block::DownBackward(const BlockCall& call, const BlockActivations& a, Tensor dx_aug, int64_t capacity,
-                         Tensor shared, Arena& scratch) {
+void Block::DownBackward(const BlockCall& call, const BlockActivations& a, bool gate_up_kept, Tensor dx_aug,
+                         int64_t capacity, Tensor shared, Arena& scratch) {
   ArenaScope scope(scratch);
   const DType act = ops_.activation_dtype();
   const auto [h, f, d, nq, nk] = sizes();
@@ -106,13 +107,14 @@ void Block::DownBackward(const BlockCall& call, const BlockActivations& a, Tenso
   const Tensor d_hidden = scratch.AllocateTensor(act, capacity, f).Rows(0, rows);
   const Tensor hidden = again ? scratch.AllocateTensor(act, capacity, f + down.spare).Rows(0, rows) : a.h;
   const Tensor dy = dx_aug.Cols(0, h + down.spare), gate_up = a.gate_up.Cols(0, 2 * f);
+  const Tensor u = !again ? AdapterColumns(down, hidden) : gate_up_kept ? DownColumns(down, a) : Tensor{};
   WithWeight(down, call.mode, shared, scratch, [&](Tensor w) {
-    AdapterBackward(ops_, down, w, dy.Cols(0, h), again ? Tensor{} : hidden, dy.Cols(h, down.spare));
+    AdapterBackward(ops_, down, w, dy.Cols(0, h), u, dy.Cols(h, down.spare));
     InputGradient(ops_, down, w, dy, d_hidden);
     ops_.GluBackward(d_hidden, gate_up, config_.activation, gate_up, again ? hidden.Cols(0, f) : Tensor{});
-    if (!again) return;
+    if (!u.empty() || down.spare == 0) return;
     AdapterForward(ops_, down, call.mode, w, hidden);
-    AdapterGradientB(ops_, down, w, dy.Cols(0, h), hidden);
+    AdapterGradientB(ops_, down, w, dy.Cols(0, h), AdapterColumns(down, hidden));
   });
   AdapterGradientA(ops_, down, dy.Cols(h, down.spare), hidden);
 }
@@ -132,18 +134,18 @@ void Block::GateUpBackward(const BlockCall& call, BlockActivations a, Tensor d_n
   if (!Apart(group)) {
     WithWeight(group, call.mode, shared, scratch, [&](Tensor w) {
       if (norm_again) AdapterForward(ops_, group, call.mode, w, a.n2);
-      AdapterBackward(ops_, group, w, dy.Cols(0, 2 * f), a.n2, spare);
+      AdapterBackward(ops_, group, w, dy.Cols(0, 2 * f), AdapterColumns(group, a.n2), spare);
       InputGradient(ops_, group, w, dy, d_n2);
     });
   } else {
     const LinearGroup gate = group.Member(0), up = group.Member(1);
     WithWeight(gate, call.mode, {}, scratch, [&](Tensor w) {
       if (norm_again) AdapterForward(ops_, gate, call.mode, w, a.n2);
-      AdapterBackward(ops_, gate, w, dy.Cols(0, f), a.n2, spare);
+      AdapterBackward(ops_, gate, w, dy.Cols(0, f), AdapterColumns(gate, a.n2), spare);
       ops_.Matmul(dy.Cols(0, f), Transpose::kNo, w.Sub(0, f, 0, h), Transpose::kNo, d_n2);
     });
     WithWeight(up, call.mode, {}, scratch, [&](Tensor w) {
-      AdapterBackward(ops_, up, w, dy.Cols(f, f), a.n2, spare, 1);
+      AdapterBackward(ops_, up, w, dy.Cols(f, f), AdapterColumns(up, a.n2), spare, 1);
       ops_.Matmul(dy.Cols(f, f + group.spare), Transpose::kNo, w.Sub(0, f + group.spare, 0, h), Transpose::kNo, d_n2, 1,
                   1);
     });
@@ -167,7 +169,7 @@ void Block::AttentionBackward(const BlockCall& call, BlockActivations a, Tensor 
     const Tensor delta = launch.Buffer(scratch, DType::kF32, config_.num_heads);
     const Tensor dy = dx_aug.Cols(0, h + o.spare);
     WithWeight(o, call.mode, shared.o, scratch, [&](Tensor w) {
-      AdapterBackward(ops_, o, w, dy.Cols(0, h), a.attn, dy.Cols(h, o.spare));
+      AdapterBackward(ops_, o, w, dy.Cols(0, h), AdapterColumns(o, a.attn), dy.Cols(h, o.spare));
       InputGradient(ops_, o, w, dy, d_attn);
     });
     AdapterGradientA(ops_, o, dy.Cols(h, o.spare), a.attn);
@@ -203,7 +205,7 @@ void Block::QkvBackward(const BlockCall& call, BlockActivations a, Tensor d_qkv,
   }
   WithWeight(group, call.mode, shared.qkv, scratch, [&](Tensor w) {
     if (norm_again) AdapterForward(ops_, group, call.mode, w, a.n1);
-    AdapterBackward(ops_, group, w, d_qkv.Cols(0, n), a.n1, d_qkv.Cols(n, group.spare));
+    AdapterBackward(ops_, group, w, d_qkv.Cols(0, n), AdapterColumns(group, a.n1), d_qkv.Cols(n, group.spare));
     if (input_gradient) InputGradient(ops_, group, w, d_qkv, d_n1);
   });
   AdapterGradientA(ops_, group, d_qkv.Cols(n, group.spare), a.n1);

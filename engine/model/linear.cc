@@ -153,16 +153,19 @@ void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const L
   }
 }
 
-void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug, Tensor spare, float beta) {
-  if (group.spare == 0) return;
-  const int64_t n = group.outputs(), k = group.inputs();
-  ops.AdapterBackward(AdapterParts(group).span(), dy, w.Sub(0, n, k, group.spare),
-                      x_aug.empty() ? Tensor{} : x_aug.Cols(k, group.spare), group.lora->layout->config().scale(), beta,
-                      spare);
+Tensor AdapterColumns(const LinearGroup& group, Tensor x_aug) {
+  return group.spare == 0 ? Tensor{} : x_aug.Cols(group.inputs(), group.spare);
 }
 
-void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug) {
-  AdapterBackward(ops, group, w, dy, x_aug, {});
+void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u, Tensor spare, float beta) {
+  if (group.spare == 0) return;
+  const int64_t n = group.outputs(), k = group.inputs();
+  ops.AdapterBackward(AdapterParts(group).span(), dy, w.Sub(0, n, k, group.spare), u,
+                      group.lora->layout->config().scale(), beta, spare);
+}
+
+void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u) {
+  AdapterBackward(ops, group, w, dy, u, {});
 }
 
 void InputGradient(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy_aug, Tensor dx) {

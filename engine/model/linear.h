@@ -57,12 +57,13 @@ int64_t StoredProductRows(const Ops& ops);
 void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const Lora& act, Tensor x_aug, Tensor addend,
                    Tensor y);
 
-// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare, and adds dB, dy [T, N] read once for both. x' with its
-// spare columns written; empty, where they are not yet: no dB.
-void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug, Tensor spare,
-                     float beta = 0);
+// The spare columns of x' [T, K + R]; empty, where there are none.
+Tensor AdapterColumns(const LinearGroup& group, Tensor x_aug);
+// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare, and adds dB, dy [T, N] read once for both. u: the spare
+// columns of x'; empty, where they are not written yet: no dB.
+void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u, Tensor spare, float beta = 0);
 // Adds dB alone, to the same bits.
-void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor x_aug);
+void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u);
 // dx [T, K] <- dy' W'.
 void InputGradient(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy_aug, Tensor dx);
 // Adds dA. spare: dy's spare columns.
