@@ -471,6 +471,7 @@ TEST_F(DaemonTest, AQuantisedCopyIsWrittenOnceAndRegistered) {
   };
   v1::Model model;
   EXPECT_EQ(RichError(import("", folder_ / "model", "q5", &model)).second, "quantization");
+  ASSERT_TRUE(import("model-nf4.part", folder_ / "model", "nf4", &model).ok());  // stays while its namesake is written
   const grpc::Status imported = import("", folder_ / "model", "nf4", &model);
   ASSERT_TRUE(imported.ok()) << imported.error_message();
   EXPECT_EQ(model.id(), "model-nf4");
@@ -487,7 +488,8 @@ TEST_F(DaemonTest, AQuantisedCopyIsWrittenOnceAndRegistered) {
   std::filesystem::create_directory(folder_ / "bad");
   EXPECT_EQ(import("", folder_ / "bad", "nf4", &model).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_FALSE(std::filesystem::exists(folder_ / "state/models/bad-nf4"));
-  EXPECT_FALSE(std::filesystem::exists(folder_ / "state/models/bad-nf4.part"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "state/models/.bad-nf4.part"));
+  EXPECT_TRUE(std::filesystem::exists(folder_ / "state/models/model-nf4.part/nf4"));
 }
 
 TEST_F(DaemonTest, ModelsAreImportedByPathAndUsedByName) {
