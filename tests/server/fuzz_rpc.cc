@@ -56,6 +56,7 @@ class World {
     options.metrics_address = "off";
     options.worker_program = "/bin/false";
     options.ballast_bytes = 0;
+    options.doorman.max_bad = 1e18;  // it cancels more streams than a client should
     options.max_jobs = 200;
     // Nothing may start before the jobs below are in their states.
     options.scheduler.free_disk = [this] { return placed_ ? uint64_t{1} << 40 : 0; };

@@ -159,6 +159,21 @@ inline Done OversizedHeaders(const std::string& socket, Clock::time_point end) {
   return done;
 }
 
+// One block of headers after the other that never ends: up to 32 MiB of it on a connection.
+inline Done EndlessHeaders(const std::string& socket, Clock::time_point end) {
+  Done done;
+  std::string piece;
+  for (int h = 0; h < 120; ++h) piece += Header(StrCat("x-", h), std::string(120, 'v'));
+  const std::string hello = Hello() + Frame(kHeaders, kEndStream, 1, CallHeaders("/hone.v1.Daemon/GetStatus"));
+  const std::string frame = Frame(kContinuation, 0, 1, piece);
+  OnConnections(socket, end, &done, hello, [&](int fd, uint32_t n) {
+    ++done.actions;
+    if (n % 16 == 15) std::this_thread::sleep_for(milliseconds(1));
+    return n < (32 << 20) / frame.size() && Send(fd, frame, &done);
+  });
+  return done;
+}
+
 inline Done InvalidTe(const std::string& socket, Clock::time_point end) {
   Done done;
   OnConnections(socket, end, &done, Hello(), [&](int fd, uint32_t n) {
@@ -294,6 +309,7 @@ inline int Attack(const std::string& kind, const std::string& socket, double sec
   const std::string watch = "/hone.v1.Jobs/WatchJob", artifact = "/hone.v1.Jobs/ReadArtifact";
   Done done;
   if (kind == "headers") done = OversizedHeaders(socket, end);
+  if (kind == "endless") done = EndlessHeaders(socket, end);
   if (kind == "te") done = InvalidTe(socket, end);
   if (kind == "halfopen") done = HalfOpen(socket, end);
   if (kind == "resets") done = StreamResets(socket, end);

@@ -182,6 +182,11 @@ TEST_F(HostileTest, OversizedHeaders) {
   EXPECT_GT(done.actions, 50u);
 }
 
+TEST_F(HostileTest, HeadersWithoutAnEnd) {
+  const auto done = Run("frames of headers without an end", "endless", 2);
+  EXPECT_GT(done.actions, 50u);
+}
+
 TEST_F(HostileTest, InvalidTe) {
   const auto done = Run("calls with an invalid te", "te", 2);
   EXPECT_GT(done.actions, 100u);
