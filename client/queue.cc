@@ -17,7 +17,9 @@ std::string Explained(const v1::Job& job) {
   std::string text = StrCat("Job ", job.id(), " is ", StateText(job.state(), false));
   if (job.state() == v1::PAUSING) text += "; it finishes its step and writes a checkpoint";
   if (job.state() == v1::QUEUED) text += "; it waits for its turn";
-  if (job.state() == v1::HELD) text += StrCat(": ", Printable(job.state_message()));
+  if ((job.state() == v1::HELD || job.state() == v1::FAILED) && !job.state_message().empty()) {
+    text += StrCat(": ", Printable(job.state_message()));
+  }
   return StrCat(text, ". ", NextStep(job));
 }
 
@@ -185,6 +187,9 @@ int RunQueue(Context& context) {
   int place = 0;
   for (const v1::Job& job : jobs) {
     std::string why = job.state_message().empty() ? job.state_reason() : job.state_message();
+    if (job.state() == v1::RUNNING && job.has_last_step()) {
+      why = StrCat("step ", job.last_step().step(), "/", job.last_step().steps());
+    }
     if (job.state() == v1::QUEUED && job.options().after_size() > 0) why += StrCat(", after ", job.options().after(0));
     table.Add({job.state() == v1::QUEUED ? StrCat(++place) : "-", job.id(), Clip(Printable(job.display_name()), 40),
                StateText(job.state(), false), StrCat(job.priority()), Printable(why)});

@@ -1,6 +1,7 @@
 // hone spec: the options of a job file, without a daemon.
 #include "client/commands.h"
 #include "client/job_file.h"
+#include "nlohmann/json.hpp"
 #include "proto/base/status.h"
 #include "proto/spec/spec.h"
 
@@ -13,7 +14,8 @@ int RunSpec(Context& context, const SpecOptions& options) {
   }
   if (options.resolve.empty()) {
     HONE_TRY(const std::string help, SpecHelp(options.field));
-    Out(help);
+    const nlohmann::ordered_json row = {{"field", options.field}, {"help", help}};
+    Out(context.json() ? row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n" : help);
     return kExitOk;
   }
   HONE_TRY(const JobFile file, LoadJobFile(options.resolve, options.sets));

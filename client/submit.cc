@@ -124,8 +124,16 @@ int SubmitMatrix(Context& context, Client& client, const SubmitOptions& options,
       Err(StrCat("hone: ", i, " of ", files.size(), " jobs were submitted; ", combinations[i].name, " was refused\n"));
       return SubmitFailed(context, NameUploads(files[i], job.status()));
     }
+    // People see which is which on one line; a pipe gets the ids.
+    const std::string named =
+        StrCat(options.validate_only ? std::string("valid") : job->id(), "  ", combinations[i].name);
+    const bool together = context.terminal.out_is_terminal && !context.json() && !options.validate_only;
+    if (together) {
+      Out(named + "\n");
+      continue;
+    }
     if (!options.validate_only) Out(context.json() ? MessageToJson(*job) + "\n" : StrCat(job->id(), "\n"));
-    Note(context, StrCat(options.validate_only ? std::string("valid") : job->id(), "  ", combinations[i].name));
+    Note(context, named);
   }
   if (!options.validate_only) {
     const std::string& sweep = job_options.labels().at("sweep");

@@ -135,7 +135,8 @@ class Screen {
     lines_.push_back(StrCat("  ", job.id(), "  ", StateText(job.state(), colours()), "  ",
                             Clip(Printable(job.display_name()), width_ > 40 ? width_ - 40 : 10)));
     if (!job.has_last_step()) {
-      return Line(StrCat("    ", Printable(job.state_message().empty() ? job.state_reason() : job.state_message())));
+      const std::string early = StrCat("no step yet; what it does: hone watch ", job.id());
+      return Line(StrCat("    ", job.state_message().empty() ? early : Printable(job.state_message())));
     }
     const double share = step.steps() > 0 ? static_cast<double>(step.step()) / static_cast<double>(step.steps()) : 0;
     const double left = static_cast<double>(step.steps() - std::min(step.step(), step.steps())) * step.seconds();

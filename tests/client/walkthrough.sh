@@ -9,7 +9,7 @@ usage="usage: tests/client/walkthrough.sh BUILD/bin MODEL.gguf"
 programs=$(cd "${1:?$usage}" && pwd)
 model=$(realpath "${2:?$usage}")
 source=$(cd "$(dirname "$0")/../.." && pwd)
-for tool in script perl; do command -v $tool >/dev/null || { echo "$tool is not installed" >&2; exit 77; }; done
+for tool in script perl jq; do command -v $tool >/dev/null || { echo "$tool is not installed" >&2; exit 77; }; done
 
 home=$(mktemp -d)
 finish() {
@@ -33,11 +33,24 @@ shown() {
     sed "s#$home#~#g"
 }
 
-# COMMAND [SECONDS KEYS]: on a terminal of 110 columns; SECONDS later somebody presses KEYS.
+# The newest job has done as many steps.
+until_step() {
+  for _ in $(seq 600); do
+    local have
+    have=$(hone ls -o json 2>/dev/null | head -n 1 | jq -r '.last_step.step // 0') || have=0
+    [ "${have:-0}" -lt "$1" ] || return 0
+    sleep 0.2
+  done
+}
+
+# COMMAND [SECONDS|step=N KEYS]: on a terminal of 110 columns; then, or after step N, somebody presses KEYS.
 run() {
   printf '\n    $ %s\n' "$1"
   local code=0
-  { if [ $# -gt 1 ]; then sleep "$2"; printf '%b' "$3"; sleep 1; fi; } |
+  { if [ $# -gt 1 ]; then
+      case $2 in step=*) until_step "${2#step=}" ;; *) sleep "$2" ;; esac
+      printf '%b' "$3"; sleep 1
+    fi; } |
     script -q -e -c "stty cols 110 rows 30 -echoctl; $1" /dev/null >"$home/typescript" 2>&1 || code=$?
   shown <"$home/typescript" | sed -E 's/[ \t]+$//; s/^(.)/    \1/'
   [ $code = 0 ] || printf '    (exit code %s)\n' $code
@@ -74,7 +87,7 @@ run "hone data validate job.yaml"
 run "hone plan job.yaml"
 run "hone submit job.yaml --set optimizer.learnin_rate=1e-3"
 say "## Submit, watch, detach (Ctrl-C)"
-run "hone submit job.yaml --watch" 26 '\003'
+run "hone submit job.yaml --watch" step=3 '\003'
 job=$(hone ls -o name | head -n 1)
 say "## Who does what (\`q\` leaves)"
 run "hone top" 3 q
@@ -87,6 +100,7 @@ run "hone watch $job"
 say "## Again, with a change, and away with it"
 run "hone submit --from $job --set optimizer.learning_rate=5e-5 --set name=slower"
 other=$(hone ls -o name | head -n 1)
+sleep 1
 run "hone queue"
 run "hone cancel $other"
 run "hone wait $other"
