@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kApart = 3;
 constexpr int64_t kMostParts = 4;  // that a layer's gate and up leave in
 
+// Tensors whose rows are so many times shorter than the residual stream's are not worth a transfer of their own.
+constexpr uint64_t kSmallShare = 16;
+
 constexpr int kInputSlot = 0, kRestSlot = 1, kWideSlot = 2;
 
 uint64_t Aligned(uint64_t bytes) { return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; }
@@ -97,7 +100,6 @@ void KeptLayers::LayOutRings(Arena& saved, Arena* pinned) {
 
 void KeptLayers::LayOutHostLayer(int64_t layer, Arena* pinned) {
   Kept& kept = layers_[layer];
-  const auto capacity = static_cast<uint64_t>(launch_.capacity);
   const auto backward = static_cast<uint64_t>(launch_.backward_capacity);
   auto piece = [&](Tensor& t, char* data, bool moves) {
     t.data = data;
@@ -105,14 +107,40 @@ void KeptLayers::LayOutHostLayer(int64_t layer, Arena* pinned) {
   };
   kept.input_piece = piece(kept.activations.x_in, inputs_.Buffer(kept.input), InputMoves(kept));
   if (kept.wide >= 0) kept.wide_piece = piece(*Wide(kept), wides_.Buffer(kept.wide), WideMoves(kept));
-  if (kept.rest < 0) return;
-  char* at = rests_.Buffer(kept.rest);
+  if (kept.rest >= 0) LayOutRest(kept, pinned);
+}
+
+// As few pieces as can be: all in one where every row is needed again, else one for each large tensor and one for the
+// small ones (statistics), all rows of these.
+void KeptLayers::LayOutRest(Kept& kept, Arena* pinned) {
+  const auto rows = static_cast<uint64_t>(launch_.rows), needed = static_cast<uint64_t>(options_.backward_rows);
+  std::vector<Tensor*> large, small;
+  uint64_t host_bytes = 0;
   for (const auto member : kKeptTensors) {
     Tensor& t = kept.activations.*member;
     if (t.rows == 0 || (kept.wide >= 0 && &t == &kept.activations.gate_up)) continue;
-    kept.rest_pieces.push_back(piece(t, at, RestMoves(kept)));
-    at += Aligned(capacity * RowBytes(t));
+    const bool is_small = kSmallShare * RowBytes(t) < RowBytes(kept.activations.x_in);
+    (is_small ? small : large).push_back(&t);
+    const int64_t most = is_small ? launch_.capacity : launch_.backward_capacity;
+    host_bytes += Aligned(static_cast<uint64_t>(most) * RowBytes(t));
   }
+  char* at = rests_.Buffer(kept.rest);
+  char* host = RestMoves(kept) ? static_cast<char*>(pinned->Allocate(host_bytes)) : nullptr;
+  auto add = [&](char* begin, uint64_t bytes) {
+    const auto words = static_cast<int64_t>(bytes / sizeof(float));
+    if (words > 0) kept.rest_pieces.push_back({{begin, DType::kF32, 1, words, words}, host});
+    if (host != nullptr) host += Aligned(bytes);
+  };
+  auto place = [&](const std::vector<Tensor*>& tensors) {
+    for (Tensor* t : tensors) t->data = std::exchange(at, at + Aligned(rows * RowBytes(*t)));
+  };
+  char* const begin = at;
+  place(large);
+  char* const small_begin = at;
+  place(small);
+  if (needed == rows) return add(begin, static_cast<uint64_t>(at - begin));
+  for (const Tensor* t : large) add(static_cast<char*>(t->data), needed * RowBytes(*t));
+  add(small_begin, static_cast<uint64_t>(at - small_begin));
 }
 
 void KeptLayers::LayOutColumn(const std::vector<Column>& column, Arena& saved) {

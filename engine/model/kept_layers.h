@@ -68,6 +68,7 @@ class KeptLayers {
   void ListHostLayer(int64_t layer);
   void LayOutRings(Arena& saved, Arena* pinned);
   void LayOutHostLayer(int64_t layer, Arena* pinned);
+  void LayOutRest(Kept& kept, Arena* pinned);
   void LayOutColumn(const std::vector<Column>& column, Arena& saved);
   bool InputMoves(const Kept& kept) const { return kept.input >= 0 && kept.input + 1 < inputs_.count(); }
   bool RestMoves(const Kept& kept) const { return kept.rest >= 0 && kept.rest + rests_.size < rests_.count(); }
