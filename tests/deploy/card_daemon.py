@@ -99,7 +99,7 @@ data: {train: rows.jsonl, max_length: %d}
 adapter: {lora: {r: 16}}
 batch: {examples: 2}
 optimizer: {learning_rate: 1e-4}
-run: {max_steps: %d, device: cuda}
+run: {max_steps: %d, save_steps: 1000, device: cuda}
 memory: {policy: fastest, vram_budget: %dMiB}
 """ % (source, TOKENS, STEPS, BUDGET_MIB))
         return path
@@ -156,6 +156,11 @@ memory: {policy: fastest, vram_budget: %dMiB}
 def seconds_of(event):
     hours, minutes, seconds = re.match(r".*T(\d+):(\d+):([\d.]+)", event["time"]).groups()
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def newest(events, wanted):
+    """When the last such event was; no number, with which every comparison fails, where there was none."""
+    return max((seconds_of(e) for e in events if "time" in e and wanted(e)), default=float("nan"))
 
 
 def workers():
@@ -229,9 +234,9 @@ def together(box, check):
     hog.free()
     bad = ends[0]
     check(bad["state"] == "FAILED" and bad["state_reason"] == "DEVICE_ERROR", "a bad kernel: " + bad["state_message"])
-    last = max(seconds_of(e) for e in events[0] if "step" in e and "time" in e)
-    failed = max(seconds_of(e) for e in events[0] if "state" in e and e["state"]["to"] == "FAILED")
-    started = max(seconds_of(e) for e in events[2] if "state" in e and e["state"]["to"] == "STARTING")
+    last = newest(events[0], lambda e: "step" in e)
+    failed = newest(events[0], lambda e: e.get("state", {}).get("to") == "FAILED")
+    started = newest(events[2], lambda e: e.get("state", {}).get("to") == "STARTING")
     check(failed - last <= ERROR_LIMIT_S, "FAILED %.2f s after the last good step" % (failed - last))
     check(0 <= started - failed <= ERROR_LIMIT_S, "the next job starts %.2f s later" % (started - failed))
     check(ends[1]["state"] == ends[2]["state"] == "SUCCEEDED", "the job beside it and the next one succeed")
