@@ -35,22 +35,16 @@ SessionOptions Options(int64_t r, int64_t layers, Recompute level) {
   return options;
 }
 
-Memory Measure(const std::string& shape, SessionOptions options, int64_t tokens) {
+// forward_only: so many of the tokens.
+Memory Measure(const std::string& shape, SessionOptions options, int64_t tokens, int64_t forward_only = 0) {
   auto files = ModelFiles::Open(StrCat("random:", HONE_SOURCE, "/tests/bench/shapes/", shape, "/config.json"));
   EXPECT_TRUE(files.ok()) << files.status();
-  options.limits = {{tokens, tokens - 1, 1}, {}};
+  options.limits = {{tokens, tokens - forward_only - 1, forward_only > 0 ? 2 : 1, tokens - forward_only}, {}};
   const auto ops = MakeDryOps(BackendKind::kCuda, DType::kBF16);
   ArenaSet arenas = ArenaSet::Dry();
   auto session = TrainSession::Create(**files, options, *ops, arenas);
   EXPECT_TRUE(session.ok()) << session.status();
-  PackedBatch batch;
-  const std::vector<int32_t> ids(tokens, 0);
-  AppendDocument(batch, ids.data(), tokens);
-  for (int32_t i = 0; i + 1 < tokens; ++i) {
-    batch.logit_rows.push_back(i);
-    batch.targets.push_back(0);
-  }
-  (*session)->ForwardBackward(batch, [](auto, auto) {});
+  (*session)->ForwardBackward(LargestBatch(options.limits.train), [](auto, auto) {});
   Memory memory;
   memory.bytes = arenas.HighWater();
   const auto elements = static_cast<double>((*session)->layout().elements());
@@ -130,6 +124,20 @@ TEST(DecoderMemory, AllButNormsOnTheHost) {
   Print("the same on the host", on_host);
   EXPECT_LE(on_host.device, 0.45 * on_card.device);
   EXPECT_GE(on_host.pinned, on_card.device - on_host.device);
+}
+
+// KTO's mismatched completions: kept while their layer runs, on the card by layers of that kind and never on the host.
+TEST(DecoderMemory, ForwardOnlyRowsAreKeptByNoLayer) {
+  SessionOptions options = Options(16, 32, Recompute::kActivation);
+  const Memory alone = Measure("llama-3.1-8b", options, 4096), beside = Measure("llama-3.1-8b", options, 6144, 2048);
+  Print("8B r=16, 4096 tokens", alone);
+  Print("and 2048 that are forward-only", beside);
+  const double one_layer = static_cast<double>(alone.bytes.saved()) / 32;
+  EXPECT_LE(static_cast<double>(beside.bytes.saved() - alone.bytes.saved()), one_layer);
+  options.decoder.on_host.assign(32, true);
+  const Memory host_alone = Measure("llama-3.1-8b", options, 4096);
+  const Memory host_beside = Measure("llama-3.1-8b", options, 6144, 2048);
+  EXPECT_LE(host_beside.pinned, host_alone.pinned * 1.001);
 }
 
 TEST(DecoderMemory, BytesATokenByLevel) {
