@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hone/v1/jobs.pb.h"
@@ -24,6 +25,9 @@ struct ReportFacts {
 
 // Text from the job is escaped; the page has no script and loads nothing.
 std::string JobReportHtml(const ReportFacts& facts);
+
+// The steps of a job's steps.jsonl by number, the last line of each; evaluations, which lie between them, left out.
+std::vector<v1::StepRecord> ParseSteps(std::string_view text);
 
 struct Curve {
   std::string name;

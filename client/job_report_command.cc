@@ -36,6 +36,7 @@ double Field(const nlohmann::json& record, const char* key) {
 bool ParseStep(std::string_view line, v1::StepRecord* step) {
   const absl::StatusOr<nlohmann::json> record = ParseJson(line);
   if (!record.ok() || !record->is_object() || !record->contains("loss")) return false;
+  if (!record->contains("learning_rate")) return false;  // an evaluation at this step
   const auto count = [&](const char* key) {
     const double value = Field(*record, key);
     return value >= 0 && value < 1e18 ? static_cast<uint64_t>(value) : 0;
@@ -66,14 +67,7 @@ void ReadSteps(Client& client, const std::string& id, std::vector<v1::StepRecord
         return absl::OkStatus();
       },
       nullptr);
-  std::map<uint64_t, v1::StepRecord> by_step;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    v1::StepRecord step;
-    if (ParseStep(std::string_view(text).substr(at, end - at), &step)) by_step[step.step()] = step;
-    at = end + 1;
-  }
-  for (auto& [number, step] : by_step) steps->push_back(std::move(step));
+  *steps = ParseSteps(text);
 }
 
 absl::StatusOr<std::vector<std::string>> Answers(Client& client, const v1::Job& job, bool base,
@@ -108,6 +102,19 @@ std::string Now() {
 }
 
 }  // namespace
+
+std::vector<v1::StepRecord> ParseSteps(std::string_view text) {
+  std::map<uint64_t, v1::StepRecord> by_step;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    v1::StepRecord step;
+    if (ParseStep(text.substr(at, end - at), &step)) by_step[step.step()] = step;
+    at = end + 1;
+  }
+  std::vector<v1::StepRecord> steps;
+  for (auto& [number, step] : by_step) steps.push_back(std::move(step));
+  return steps;
+}
 
 int RunJobReport(Context& context, const JobReportOptions& options) {
   HONE_TRY(Client* const client, context.Connect());

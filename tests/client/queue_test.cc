@@ -128,6 +128,18 @@ TEST(JobFile, AMessageNamesAnUploadAsItIsCalledHere) {
   EXPECT_TRUE(absl::IsInvalidArgument(status));
 }
 
+TEST(JobReport, AnEvaluationIsNoStep) {
+  const auto steps = ParseSteps(
+      "{\"step\": 1, \"steps\": 9, \"loss\": 5, \"learning_rate\": 1e-4}\n"
+      "{\"step\": 2, \"steps\": 9, \"loss\": 4, \"learning_rate\": 1e-4, \"kl\": 0.5}\n"
+      "{\"step\": 2, \"loss\": 3, \"perplexity\": 20, \"examples\": 14}\n"
+      "{\"step\": 1, \"steps\": 9, \"loss\": 6, \"learning_rate\": 1e-4}\nbroken {");
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_EQ(steps[0].loss(), 6);  // a later attempt's
+  EXPECT_EQ(steps[1].loss(), 4);
+  EXPECT_EQ(steps[1].kl(), 0.5);
+}
+
 TEST(JobReport, TheCheckOfItsFormCanFail) {
   EXPECT_EQ(Malformed("<!doctype html><a b=\"x>y\"><p>&amp; c</p><br/></a>"), "");
   for (const char* wrong : {"<a><b></a></b>", "<a>", "a > b", "a & b and more", "<a b=\"x></a>", "<a <b>"}) {
