@@ -6,37 +6,37 @@
 namespace hone {
 namespace {
 
-constexpr std::chrono::milliseconds kTurn(5);
+constexpr std::chrono::milliseconds kTurn(10);
 
 }  // namespace
 
-void Subscription::Offer(const Transient* transient) {
+void Subscription::Offer(const std::shared_ptr<const Transient>& transient) {
   if (transient != nullptr) {
     std::lock_guard lock(mutex_);
     if (pending_.size() == kMaxPending) pending_.pop_front();
-    pending_.push_back(*transient);
+    pending_.push_back(transient);
   } else {
     announced_ = true;
   }
   wake_();
 }
 
-void Subscription::Hold(const Transient* transient) {
+void Subscription::Hold(const std::shared_ptr<const Transient>& transient) {
   if (transient == nullptr) {
     announced_ = true;
     return;
   }
   std::lock_guard lock(mutex_);
-  std::erase_if(pending_, [transient](const Transient& older) {
-    return older.event.event_case() == transient->event.event_case();
+  std::erase_if(pending_, [&](const std::shared_ptr<const Transient>& older) {
+    return older->event.event_case() == transient->event.event_case();
   });
-  pending_.push_back(*transient);
+  pending_.push_back(transient);
 }
 
 bool Subscription::Take(uint64_t sent_sequence, v1::JobEvent* event) {
   std::lock_guard lock(mutex_);
-  if (pending_.empty() || pending_.front().after_sequence > sent_sequence) return false;
-  *event = std::move(pending_.front().event);
+  if (pending_.empty() || pending_.front()->after_sequence > sent_sequence) return false;
+  *event = pending_.front()->event;
   pending_.pop_front();
   return true;
 }
@@ -78,9 +78,11 @@ std::vector<std::shared_ptr<Subscription>> EventHub::Of(const std::string& job_i
 
 void EventHub::Announce(const std::string& job_id) { Tell(job_id, nullptr); }
 
-void EventHub::Publish(const std::string& job_id, const Transient& transient) { Tell(job_id, &transient); }
+void EventHub::Publish(const std::string& job_id, const Transient& transient) {
+  Tell(job_id, std::make_shared<const Transient>(transient));
+}
 
-void EventHub::Tell(const std::string& job_id, const Transient* transient) {
+void EventHub::Tell(const std::string& job_id, const std::shared_ptr<const Transient>& transient) {
   const auto watchers = Of(job_id);
   if (watchers.size() <= pace_.direct) {
     for (const auto& subscription : watchers) subscription->Offer(transient);

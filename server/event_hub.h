@@ -37,9 +37,9 @@ class Subscription {
       : wake_(std::move(wake)), check_(std::move(check)) {}
 
   // Called by the hub: something happened; null: something durable.
-  void Offer(const Transient* transient);
+  void Offer(const std::shared_ptr<const Transient>& transient);
   // The same without waking, the record in the place of older ones of its kind.
-  void Hold(const Transient* transient);
+  void Hold(const std::shared_ptr<const Transient>& transient);
   void Wake() const { wake_(); }
   // The oldest record whose predecessor has been sent, if there is one.
   bool Take(uint64_t sent_sequence, v1::JobEvent* event);
@@ -51,7 +51,7 @@ class Subscription {
 
  private:
   std::mutex mutex_;
-  std::deque<Transient> pending_;
+  std::deque<std::shared_ptr<const Transient>> pending_;  // shared with the other watchers
   std::atomic<bool> announced_{true};
   const std::function<void()> wake_;
   const std::function<void(Clock::time_point)> check_;
@@ -62,8 +62,8 @@ class Subscription {
 class EventHub {
  public:
   struct Pace {
-    size_t direct = 32;        // watchers of one job that are woken at once; where there are more, in turn
-    size_t per_second = 1000;  // so many of those
+    size_t direct = 32;       // watchers of one job that are woken at once; where there are more, in turn
+    size_t per_second = 500;  // so many of those
   };
   EventHub() : EventHub(Pace()) {}
   explicit EventHub(Pace pace);
@@ -90,7 +90,7 @@ class EventHub {
   static constexpr size_t kMaxSubscriptions = 4096;
   std::vector<std::shared_ptr<Subscription>> All() const;
   std::vector<std::shared_ptr<Subscription>> Of(const std::string& job_id) const;
-  void Tell(const std::string& job_id, const Transient* transient);
+  void Tell(const std::string& job_id, const std::shared_ptr<const Transient>& transient);
   void WakeInTurn();
 
   const Pace pace_;

@@ -44,7 +44,7 @@ absl::Status WatchPump::Attach() {
     newest.after_sequence = job.last_sequence();
     newest.event.set_attempt(job.attempts(job.attempts_size() - 1).number());
     *newest.event.mutable_step() = job.last_step();
-    subscription_->Offer(&newest);
+    subscription_->Offer(std::make_shared<const Transient>(std::move(newest)));
   }
   return absl::OkStatus();
 }
