@@ -365,7 +365,7 @@ TEST_P(DecoderPlans, ForwardOnlyRowsEqualAPassOfTheirOwn) {
       SessionOptions options = Options(levels);
       options.limits.train.tokens = options.limits.forward.tokens = 48;
       options.limits.train.backward_tokens = special ? 36 : policy.tokens();  // 35 of 41 rows
-      options.decoder.offload_inputs = special;
+      options.decoder.on_host.assign(kLayers, special);
       options.decoder.mlp_chunk_rows = special ? 8 : 0;
       options.decoder.row_multiple = special ? 16 : 1;
       const Result alone = RunPlan(*files, options, policy), together = RunPlan(*files, options, both);
