@@ -149,13 +149,14 @@ void Relay::Loop() {
   while (std::chrono::steady_clock::now() < end) {
     const int count = epoll_wait(epoll_, events, 64, end == std::chrono::steady_clock::time_point::max() ? -1 : 10);
     for (int i = 0; i < count; ++i) {
-      if (events[i].data.u64 == 0) {
+      const uint64_t number = events[i].data.u64;  // a copy: the event is packed
+      if (number == 0) {
         TakeNew();
         std::lock_guard lock(mutex_);
         if (stopping_) end = std::min(end, std::chrono::steady_clock::now() + kLastWords);
         continue;
       }
-      const auto found = pipes_.find(events[i].data.u64);
+      const auto found = pipes_.find(number);
       if (found != pipes_.end()) Serve(found->second.get());
     }
     if (end != std::chrono::steady_clock::time_point::max() && pipes_.empty()) return;
