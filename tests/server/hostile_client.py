@@ -55,6 +55,23 @@ def lying_files(folder):
     yield "GGUF string of 2^62 bytes", write(os.path.join(folder, "string.gguf"),
                                              b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2 ** 62))
     yield "GGUF cut short", write(os.path.join(folder, "short.gguf"), b"GGUF\x03")
+    # Sizes that fit one by one and whose sum wraps around (the class of CVE-2025-53630).
+    tensor = lambda name, elements, offset: struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, elements, 0, offset)
+    yield "GGUF sizes whose sum wraps", write(os.path.join(folder, "sum.gguf"), b"GGUF" + struct.pack("<IQQ", 3, 3, 0) +
+                                              tensor(b"a", 2 ** 61, 0) + tensor(b"b", 2 ** 61, 2 ** 63) + tensor(b"c", 8, 0) + b"\0" * 96)
+    # Weights as a pickle: never opened (CVE-2025-32434 and its like). It would make a file that main() looks for.
+    for name in ("pytorch_model.bin", "model.pt"):
+        where = os.path.join(folder, "pickle-" + name)
+        write(os.path.join(where, name), b"cos\nsystem\n(S'touch " + os.path.join(folder, "EXECUTED").encode() + b"'\ntR.")
+        write(os.path.join(where, "config.json"), open(os.path.join(folder, "overlap", "config.json"), "rb").read())
+        yield "a pickle " + name, where
+        yield "a pickle " + name + ", by its path", os.path.join(where, name)
+    # A configuration that names code (CVE-2026-4372): a name that nobody knows, and nothing is fetched or run.
+    where = tensors("code", {"a": dict(f32, data_offsets=[0, 64])}, {
+        "model_type": "mine", "architectures": ["MineForCausalLM"], "trust_remote_code": True,
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}})
+    write(os.path.join(where, "evil.py"), f"open({os.path.join(folder, 'EXECUTED')!r}, 'w')".encode())
+    yield "a configuration that names code", where
     yield "an empty folder", os.path.dirname(write(os.path.join(folder, "empty", "x"), b""))
 
 
@@ -128,6 +145,8 @@ def main():
         expect_error("an unknown target", lambda: submit(lambda s: s.update(adapter={"lora": {"targetModules": ["nobody"]}})))
         expect_error("an unknown export", lambda: submit(lambda s: s.update(export=["onnx"])))
         expect_error("a relative path", lambda: submit(lambda s: s["data"].update(train="rows.jsonl")))
+        if os.path.exists(os.path.join(folder, "EXECUTED")):
+            problems.append("code from a file was run")
         if flags.hostile:
             for root, _, names in os.walk(flags.hostile):
                 for name in sorted(names):
