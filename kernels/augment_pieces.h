@@ -9,6 +9,6 @@
 namespace hone {
 
 void AugmentInPieces(Ops& ops, std::span<const AugmentPart> parts, Tensor a, Tensor out);
-void RefreshInPieces(Ops& ops, std::span<const AugmentPart> parts, Tensor a, Tensor out);
+void RefreshInPieces(Ops& ops, const AdapterRefresh& weight);
 
 }  // namespace hone

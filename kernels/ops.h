@@ -70,6 +70,12 @@ struct AugmentPart {
   int64_t column = 0;
 };
 
+// What RefreshAdapters writes of one augmented weight: B of its parts and A, as AugmentWeight.
+struct AdapterRefresh {
+  std::span<const AugmentPart> parts;
+  Tensor a, out;
+};
+
 // The same in the backward pass (AdapterBackward): so many columns of dY, and the gradient dB [rows, r] (fp32; empty:
 // no adapter), whose adapter has the columns [column, column + r) of B, u and du.
 struct AdapterPart {
@@ -128,9 +134,9 @@ class Ops {
   //   rows [N, N + R): `a` (fp32 [sum r, K]; empty: none) then zero rows, columns [0, K) only; the rest is left alone
   // R = out.cols - K may be 0 (a empty, no B); then out has N rows.
   virtual void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
-  // New values of the same A and B for an `out` that AugmentWeight made; its decoded columns are left alone, and of the
-  // parts' weights only the shapes count.
-  virtual void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
+  // New values of A and B for weights that AugmentWeight made of the same shapes; decoded columns are left alone, and of
+  // the parts' weights only the shapes count.
+  virtual void RefreshAdapters(std::span<const AdapterRefresh> weights) = 0;
   // NF4 with double quantisation, bit-equal to engine/io/nf4.h's. in fp32, bf16 or fp16, dense, elements even; scratch
   // fp32 [1, blocks] for the largest magnitudes. Returns the nested offset: waits for the device. nested_code is
   // Nf4DynamicMap().

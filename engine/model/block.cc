@@ -75,7 +75,9 @@ BlockActivations Block::Keep(int64_t layer, Recompute level, const Launch& launc
 void Block::Forward(const BlockCall& call, const BlockActivations& kept, Tensor x_out, Arena& scratch) {
   ArenaScope scope(scratch);
   if (call.mode == AdapterMode::kOn && call.refresh) {
-    for (int kind = 0; kind < kGroupKinds; ++kind) RefreshKeptWeight(ops_, Group(call, static_cast<GroupKind>(kind)));
+    std::array<LinearGroup, kGroupKinds> groups;
+    for (int kind = 0; kind < kGroupKinds; ++kind) groups[kind] = Group(call, static_cast<GroupKind>(kind));
+    RefreshKeptWeights(ops_, groups);
   }
   // Never in place: a product that adds to what its output holds rounds otherwise than one that adds what lies
   // elsewhere, and every plan is to have the same bits.

@@ -100,10 +100,18 @@ Tensor DecodedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Arena
   return w;
 }
 
-void RefreshKeptWeight(Ops& ops, const LinearGroup& group) {
-  if (group.decoded.empty() || group.spare == 0) return;
-  ops.RefreshAdapters(AugmentParts(group, true).span(), group.lora->StackedA(*group.adapters, group.inputs()),
-                      group.decoded);
+void RefreshKeptWeights(Ops& ops, std::span<const LinearGroup> groups) {
+  HONE_CHECK(groups.size() <= kGroupKinds, groups.size());
+  std::array<PartsOf<AugmentPart>, kGroupKinds> parts;
+  std::array<AdapterRefresh, kGroupKinds> weights;
+  size_t count = 0;
+  for (const LinearGroup& group : groups) {
+    if (group.decoded.empty() || group.spare == 0) continue;
+    parts[count] = AugmentParts(group, true);
+    weights[count] = {parts[count].span(), group.lora->StackedA(*group.adapters, group.inputs()), group.decoded};
+    ++count;
+  }
+  if (count > 0) ops.RefreshAdapters(std::span(weights).first(count));
 }
 
 void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor w, Tensor x_aug) {

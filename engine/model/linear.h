@@ -42,8 +42,8 @@ int64_t SpareColumns(const Ops& ops, const Lora* lora, int64_t layer, GroupKind 
 
 // W', decoded into scratch unless it is kept or lies ready as stored.
 Tensor DecodedWeight(Ops& ops, const LinearGroup& group, AdapterMode mode, Arena& scratch);
-// Puts the adapter's present values into a W' that is kept; nothing otherwise.
-void RefreshKeptWeight(Ops& ops, const LinearGroup& group);
+// Puts the adapter's present values into those W' of a layer that are kept.
+void RefreshKeptWeights(Ops& ops, std::span<const LinearGroup> groups);
 
 // Writes the spare columns of x' [T, K + R].
 void AdapterForward(Ops& ops, const LinearGroup& group, AdapterMode mode, Tensor w, Tensor x_aug);

@@ -363,9 +363,11 @@ void CpuOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor 
   AugmentInPieces(*this, parts, a, out);
 }
 
-void CpuOps::RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
-  checks::AugmentWeight(parts, a, out, activation_dtype());
-  RefreshInPieces(*this, parts, a, out);
+void CpuOps::RefreshAdapters(std::span<const AdapterRefresh> weights) {
+  for (const AdapterRefresh& w : weights) {
+    checks::AugmentWeight(w.parts, w.a, w.out, activation_dtype());
+    RefreshInPieces(*this, w);
+  }
 }
 
 void CpuOps::MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) {

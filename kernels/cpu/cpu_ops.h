@@ -31,7 +31,7 @@ class CpuOps final : public Ops {
   void StartFetch(const void* pinned, Tensor out, int slot) override;
   void FinishTransfer(int slot) override;
   void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) override;
-  void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) override;
+  void RefreshAdapters(std::span<const AdapterRefresh> weights) override;
   float EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch) override;
   void MatmulAdd(Tensor a, Transpose ta, Tensor b, Transpose tb, Tensor addend, Tensor c, float alpha) override;
   void AdapterBackward(std::span<const AdapterPart> parts, Tensor dy, Tensor b, Tensor u, float alpha, float beta,

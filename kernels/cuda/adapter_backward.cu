@@ -1,8 +1,9 @@
 // du <- alpha dY B + beta du and dB += dY^T U in one pass over dY [m, N], which is all but all of the bytes. A block
-// takes a range of rows and a slab of columns of one part: the slab's dB stays in its registers, du of 64 rows at a
-// time is added up along the slab; both go to the workspace as partial sums, and a second launch adds those up in a
-// fixed order. A slab's width follows from the part's and the group's columns alone, so that a row of du depends on its
-// row and on B. B and U are read in the part's own columns only: the rest of the block diagonal is zero.
+// takes a range of rows and a slab of one part's columns: every so many times 128 of them, so that blocks side by side
+// read what lies side by side. The slab's dB stays in its registers, du of 64 rows at a time is added up along the
+// slab; both go to the workspace as partial sums, and a second launch adds those up in a fixed order. A slab's columns
+// follow from the part's and the group's width alone, so that a row of du depends on its row and on B. B and U are read
+// in the part's own columns only: the rest of the block diagonal is zero.
 //
 // A stage of the ring is 64 rows by 128 columns. For dB each warp takes 16 of the columns (k: the rows), for du 16 of
 // the rows and half of the rank (k: the columns); the slab's B stays in shared memory, U's fragments in registers where
@@ -10,6 +11,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/adapter_backward.h"
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/narrow_mma.cuh"
 
 namespace hone::cuda {
@@ -24,7 +26,7 @@ struct Part {
   int64_t column;        // of dY
   int64_t columns;       // of dY: dB's rows
   int rank, spare;       // its columns of B, U and du begin at `spare`
-  int chunks;            // of kColumns, in a slab
+  int chunks;            // of kColumns, in a slab: every slabs-th, at most
   int slabs, splits;     // of the columns; of the rows
   int tiles;             // of kRows, in a split
   unsigned first_block;  // splits of slabs
@@ -64,16 +66,17 @@ struct Layout {
 template <int RANK>
 class Loader {
  public:
-  __device__ Loader(const Job& p, const Part& part, int64_t row, int64_t rows, int64_t column, int columns, int chunks,
-                    uint32_t u, uint32_t stages)
-      : dy_(p.dy + (row + threadIdx.x / 16) * p.dy_pitch + part.column + column + threadIdx.x % 16 * 8),
+  __device__ Loader(const Job& p, const Part& part, int64_t row, int64_t rows, int slab, int chunks, uint32_t u,
+                    uint32_t stages)
+      : dy_(p.dy + (row + threadIdx.x / 16) * p.dy_pitch + part.column + slab * kColumns + threadIdx.x % 16 * 8),
         dy_stride_(16 * p.dy_pitch),
         dy_safe_(p.dy),
         u_(p.u == nullptr ? nullptr
                           : p.u + (row + threadIdx.x / kUChunks) * p.u_pitch + part.spare + threadIdx.x % kUChunks * 8),
         u_stride_(kRows * p.u_pitch),
         rows_left_(static_cast<int>(rows)),
-        columns_(columns),
+        columns_left_(static_cast<int>(part.columns) - slab * kColumns - static_cast<int>(threadIdx.x % 16) * 8),
+        chunk_stride_(part.slabs * kColumns),
         chunks_(chunks),
         u_inside_(static_cast<int>(threadIdx.x) % kUChunks * 8 < part.rank),
         u_place_(u + Place<RANK>(threadIdx.x / kUChunks, threadIdx.x % kUChunks)),
@@ -82,12 +85,12 @@ class Loader {
   __device__ void Next() {
     if (rows_left_ > 0) {
       const int row = threadIdx.x / 16;
-      const bool inside = chunk_ * kColumns + static_cast<int>(threadIdx.x % 16) * 8 < columns_;
+      const int column = chunk_ * chunk_stride_;
 #pragma unroll
       for (int i = 0; i < kRows / 16; ++i) {
-        const bool valid = inside && row + i * 16 < rows_left_;
-        CopyAsync(place_ + slot_ * kStageBytes + i * (16 * kColumns * 2),
-                  valid ? dy_ + chunk_ * kColumns + i * dy_stride_ : dy_safe_, valid);
+        const bool valid = column < columns_left_ && row + i * 16 < rows_left_;
+        CopyAsyncOnce(place_ + slot_ * kStageBytes + i * (16 * kColumns * 2),
+                      valid ? dy_ + column + i * dy_stride_ : dy_safe_, valid);
       }
       if (chunk_ == 0 && u_ != nullptr && threadIdx.x < kRows * kUChunks) {
         const bool valid = u_inside_ && static_cast<int>(threadIdx.x) / kUChunks < rows_left_;
@@ -112,20 +115,21 @@ class Loader {
   const bf16* dy_safe_;
   const bf16* u_;
   int64_t u_stride_;
-  int rows_left_, columns_, chunks_;
+  int rows_left_, columns_left_, chunk_stride_, chunks_;
   bool u_inside_;
   uint32_t u_place_, place_;
   int chunk_ = 0, slot_ = 0, u_slot_ = 0;
 };
 
 template <int RANK>
-__device__ inline void LoadB(const Job& p, const Part& part, int64_t column, int columns, int chunks, uint32_t to) {
+__device__ inline void LoadB(const Job& p, const Part& part, int slab, int chunks, uint32_t to) {
   constexpr int kChunks = RANK / 8;
-  const bf16* b = p.b + (part.column + column) * p.b_pitch + part.spare;
+  const bf16* b = p.b + part.column * p.b_pitch + part.spare;
   for (int i = threadIdx.x; i < chunks * kColumns * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = row < columns && chunk * 8 < part.rank;
-    CopyAsync(to + Place<RANK>(row, chunk), valid ? b + row * p.b_pitch + chunk * 8 : p.b, valid);
+    const int64_t column = int64_t{row / kColumns * part.slabs + slab} * kColumns + row % kColumns;
+    const bool valid = column < part.columns && chunk * 8 < part.rank;
+    CopyAsync(to + Place<RANK>(row, chunk), valid ? b + column * p.b_pitch + chunk * 8 : p.b, valid);
   }
 }
 
@@ -204,14 +208,16 @@ __global__ void __launch_bounds__(kThreads, 2) AdapterBackwardSums(const __grid_
   const Part& part = PartOfBlock(p);
   const int slab = static_cast<int>((blockIdx.x - part.first_block) % part.slabs);
   const int split = static_cast<int>((blockIdx.x - part.first_block) / part.slabs);
-  const int64_t column0 = int64_t{slab} * part.chunks * kColumns, row0 = int64_t{split} * part.tiles * kRows;
-  const int columns = static_cast<int>(min(part.columns - column0, int64_t{part.chunks} * kColumns));
-  const int chunks = (columns + kColumns - 1) / kColumns;
+  const int64_t row0 = int64_t{split} * part.tiles * kRows;
+  const int all = static_cast<int>((part.columns + kColumns - 1) / kColumns);
+  const int chunks = (all - slab + part.slabs - 1) / part.slabs;
   const int64_t rows = min(p.rows - row0, int64_t{part.tiles} * kRows);
   const bool want_du = p.du != nullptr, want_db = p.u != nullptr;
 
-  if (want_du) LoadB<RANK>(p, part, column0, columns, chunks, b);
-  Loader<RANK> loader(p, part, row0, rows, column0, columns, chunks, u, stages);
+  WaitForEarlierKernels();
+  LetNextKernelStart();
+  if (want_du) LoadB<RANK>(p, part, slab, chunks, b);
+  Loader<RANK> loader(p, part, row0, rows, slab, chunks, u, stages);
 #pragma unroll
   for (int i = 0; i < L::kStages - 1; ++i) loader.Next();
 
@@ -246,7 +252,8 @@ __global__ void __launch_bounds__(kThreads, 2) AdapterBackwardSums(const __grid_
 #pragma unroll
   for (int chunk = 0; chunk < L::kMostChunks; ++chunk) {
     if (chunk >= chunks) break;
-    StorePartial<RANK, L::kN>(db_partial, column0 + chunk * kColumns + warp * 16, part.columns, 0, db + chunk * L::kN);
+    const int64_t column = int64_t{chunk * part.slabs + slab} * kColumns;
+    StorePartial<RANK, L::kN>(db_partial, column + warp * 16, part.columns, 0, db + chunk * L::kN);
   }
 }
 
@@ -303,29 +310,39 @@ __device__ inline void FinishDb(const Job& p, int64_t thread) {
 
 template <int RANK>
 __global__ void __launch_bounds__(kThreads) AdapterBackwardFinish(const __grid_constant__ Job p) {
+  WaitForEarlierKernels();
+  LetNextKernelStart();
   if (blockIdx.x < p.du_blocks) return FinishDu<RANK>(p, int64_t{blockIdx.x} * kThreads + threadIdx.x);
   FinishDb<RANK>(p, int64_t{blockIdx.x - p.du_blocks} * kThreads + threadIdx.x);
 }
 
 int64_t CeilDiv(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
-// One block to a processor: a second one would cost more in partial sums than it hides.
+struct Room {
+  Card card;
+  size_t shared_bytes = 0;
+};
+
+// One block to a processor: a second one would cost more in partial sums than it hides. It asks for over half of the
+// shared memory, lest two that start early share a processor while others have none.
 template <int RANK>
-int Slots() {
-  static const int slots = [] {
+const Room& RoomFor() {
+  static const Room room = [] {
+    Room r{CurrentCard(), 0};
+    const int half = r.card.shared_bytes / 2;
+    r.shared_bytes = static_cast<size_t>(std::max(Layout<RANK>::kSharedBytes, half));
     cudaFuncSetAttribute(AdapterBackwardSums<RANK>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         Layout<RANK>::kSharedBytes);
-    int device = 0, processors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    return std::max(processors, 1);
+                         static_cast<int>(r.shared_bytes));
+    return r;
   }();
-  return slots;
+  return room;
 }
 
 // Of kColumns, in a slab, where all parts have so many columns: wide slabs make few partial sums of du, narrow ones few
 // of dB. Measured on an H100.
-int SuggestedChunks(int64_t columns) { return columns >= 8192 ? 6 : columns >= 5120 ? 4 : columns >= 2048 ? 2 : 1; }
+int SuggestedChunks(int64_t columns) {
+  return columns >= 16384 ? 6 : columns >= 8192 ? 5 : columns >= 5120 ? 4 : columns >= 2048 ? 2 : 1;
+}
 
 // Rows in so many splits that all blocks work at once and each has about as many stages.
 void CutRows(Job& p, int blocks) {
@@ -364,7 +381,9 @@ template <int RANK>
 void Launch(Job p, int64_t rows, int64_t columns, AdapterBackwardShape shape, const SkinnyWorkspace& workspace,
             cudaStream_t stream) {
   using L = Layout<RANK>;
-  const int all = Slots<RANK>(), slots = shape.blocks > 0 ? shape.blocks : all;
+  const Room& room = RoomFor<RANK>();
+  const bool early = room.card.starts_early;
+  const int slots = shape.blocks > 0 ? shape.blocks : std::max(room.card.processors, 1);
   const int most = std::min(shape.chunks > 0 ? shape.chunks : SuggestedChunks(columns), L::kMostChunks);
   for (int i = 0; i < p.parts; ++i) {
     Part& part = p.part[i];
@@ -381,12 +400,12 @@ void Launch(Job p, int64_t rows, int64_t columns, AdapterBackwardShape shape, co
     }
     const Part& last = p.part[p.parts - 1];
     const auto blocks = last.first_block + static_cast<unsigned>(last.slabs * last.splits);
-    AdapterBackwardSums<RANK><<<blocks, kThreads, L::kSharedBytes, stream>>>(p);
+    LaunchEarly(early, AdapterBackwardSums<RANK>, blocks, kThreads, room.shared_bytes, stream, p);
     int64_t db_rows = 0;
     for (int i = 0; i < p.parts; ++i) db_rows += p.part[i].columns;
     p.du_blocks = p.du == nullptr ? 0 : static_cast<unsigned>(CeilDiv(p.rows * (p.spare / 4), kThreads));
     const auto db_blocks = p.u == nullptr ? 0 : static_cast<unsigned>(CeilDiv(db_rows * (RANK / 4), kThreads));
-    AdapterBackwardFinish<RANK><<<p.du_blocks + db_blocks, kThreads, 0, stream>>>(p);
+    LaunchEarly(early, AdapterBackwardFinish<RANK>, p.du_blocks + db_blocks, kThreads, 0, stream, p);
     p.dy += p.rows * p.dy_pitch;
     if (p.u != nullptr) p.u += p.rows * p.u_pitch;
     if (p.du != nullptr) p.du += p.rows * p.du_pitch;

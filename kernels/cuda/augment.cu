@@ -104,6 +104,23 @@ __global__ void __launch_bounds__(kThreads) Augment(const __grid_constant__ Argu
   }
 }
 
+constexpr int kMaxRefreshed = 4;
+template <typename T>
+struct Refreshed {
+  Arguments weights[kMaxRefreshed];
+  View<T> out[kMaxRefreshed];
+  int count = 0;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) Refresh(const __grid_constant__ Refreshed<T> r) {
+  const Arguments& args = r.weights[blockIdx.y];
+  uint32_t unit = blockIdx.x * kThreads + threadIdx.x;
+  if (unit < args.b_groups) return SpareColumns(args, r.out[blockIdx.y], unit);
+  unit -= args.b_groups;
+  if (unit < args.a_groups) RowsOfA(args, r.out[blockIdx.y], unit);
+}
+
 bool SameDType(std::span<const AugmentPart> parts) {
   for (const AugmentPart& part : parts) {
     if (part.weight.dtype != parts[0].weight.dtype) return false;
@@ -163,13 +180,25 @@ bool AugmentFits(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
   return out.rows * (out.cols / 8) < int64_t{1} << 31;
 }
 
-// The same launch without the blocks that decode.
-void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream) {
-  const int64_t k = parts[0].weight.cols, spare = out.cols - k;
-  Arguments args = ArgumentsOf(parts, 0, k, spare);
-  args.groups = 0;
-  SetRowsOfA(args, a, out, k, spare);
-  Launch(DType::kBF16, args, out, stream);  // whatever the weights are stored as
+void RefreshAdapters(std::span<const AdapterRefresh> weights, cudaStream_t stream) {
+  for (size_t i = 0; i < weights.size(); i += kMaxRefreshed) {
+    const auto some = weights.subspan(i, std::min<size_t>(kMaxRefreshed, weights.size() - i));
+    WithType(some[0].out.dtype, [&](auto t) {
+      using T = decltype(t);
+      Refreshed<T> r;
+      uint32_t units = 1;
+      for (const AdapterRefresh& w : some) {
+        const int64_t k = w.parts[0].weight.cols, spare = w.out.cols - k;
+        Arguments& args = r.weights[r.count];
+        args = ArgumentsOf(w.parts, 0, k, spare);
+        SetRowsOfA(args, w.a, w.out, k, spare);
+        units = std::max(units, args.b_groups + args.a_groups);
+        r.out[r.count++] = View<T>(w.out);
+      }
+      const dim3 grid((units + kThreads - 1) / kThreads, static_cast<unsigned>(r.count));
+      Refresh<T><<<grid, kThreads, 0, stream>>>(r);
+    });
+  }
 }
 
 void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream) {

@@ -253,11 +253,17 @@ void CudaOps::AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor
   AugmentInPieces(*this, parts, a, out);  // widths that are no multiple of 8, which no model has
 }
 
-void CudaOps::RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) {
-  checks::AugmentWeight(parts, a, out, activation_dtype());
-  if (out.cols == parts[0].weight.cols) return;
-  if (!cuda::AugmentFits(parts, a, out)) return RefreshInPieces(*this, parts, a, out);
-  cuda::RefreshAdapters(parts, a, out, stream_);
+void CudaOps::RefreshAdapters(std::span<const AdapterRefresh> weights) {
+  bool fits = true;
+  for (const AdapterRefresh& w : weights) {
+    checks::AugmentWeight(w.parts, w.a, w.out, activation_dtype());
+    fits = fits && cuda::AugmentFits(w.parts, w.a, w.out);
+  }
+  if (!fits) {
+    for (const AdapterRefresh& w : weights) RefreshInPieces(*this, w);
+    return;
+  }
+  cuda::RefreshAdapters(weights, stream_);
   Launched("RefreshAdapters");
 }
 

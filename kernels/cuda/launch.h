@@ -22,7 +22,8 @@ void DecodeRows(const WeightView& weight, const int32_t* row_ids, Tensor out, cu
 // augment.cu: Ops::AugmentWeight in one launch, where it fits (widths and addresses that 16 bytes divide)
 bool AugmentFits(std::span<const AugmentPart> parts, Tensor a, Tensor out);
 void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream);
-void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out, cudaStream_t stream);
+// The rest of such weights, several in a launch, where each fits.
+void RefreshAdapters(std::span<const AdapterRefresh> weights, cudaStream_t stream);
 
 // encode.cu; workspace: kCudaReductionBytes. Returns where the nested offset will lie on the device.
 const float* EncodeNf4(Tensor in, const Nf4Buffers& out, Tensor scratch, float* workspace, cudaStream_t stream);

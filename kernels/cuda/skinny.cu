@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/budget.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/narrow_mma.cuh"
 #include "kernels/cuda/skinny.h"
 
@@ -54,8 +55,8 @@ struct Tile {
 };
 
 // One operand's part in every stage: [LINES, kDepth] as stored, or [kDepth, LINES] if kDepthFirst. Lines beyond the end
-// come as zeros.
-template <int LINES, bool kDepthFirst>
+// come as zeros. kOnce: what no later operation needs soon (dA's x, dB's dY).
+template <int LINES, bool kDepthFirst, bool kOnce>
 class Operand {
  public:
   __device__ Operand(const bf16* base, int64_t pitch, int64_t line0, int64_t lines, int64_t depth0)
@@ -77,8 +78,9 @@ class Operand {
       if (kChunks < kThreads && threadIdx.x >= kChunks) break;
       const int along = row + i * kRowsApart, across = chunk * 8;
       const bool valid = kDepthFirst ? along < depth && across < lines_left_ : along < lines_left_ && across < depth;
-      CopyAsync(stage + place_ + i * (kRowsApart * kChunksPerRow * 16), valid ? from_ + i * chunk_stride_ : safe_,
-                valid);
+      const bf16* from = valid ? from_ + i * chunk_stride_ : safe_;
+      const uint32_t to = stage + place_ + i * (kRowsApart * kChunksPerRow * 16);
+      kOnce ? CopyAsyncOnce(to, from, valid) : CopyAsync(to, from, valid);
     }
     from_ += stage_stride_;
   }
@@ -303,8 +305,8 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
   const int64_t begin = int64_t{part} * block_steps * kDepth;
   const int depth = static_cast<int>(min(int64_t{block_steps} * kDepth, p.k - begin));
   const int steps = (depth + kDepth - 1) / kDepth;
-  Operand<ROWS, kDepthFirstA> a(p.a, p.a_pitch, row0, p.rows, begin);
-  Operand<COLUMNS, kDepthFirstB> b(p.b, p.b_pitch, column0, p.columns, begin);
+  Operand<ROWS, kDepthFirstA, kDepthFirstA> a(p.a, p.a_pitch, row0, p.rows, begin);
+  Operand<COLUMNS, kDepthFirstB, false> b(p.b, p.b_pitch, column0, p.columns, begin);
   const auto load = [&](int step, int slot) {
     if (step < steps) {
       a.Load(stages + slot * T::kBytes, depth - step * kDepth);
@@ -312,6 +314,8 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
+  WaitForEarlierKernels();
+  LetNextKernelStart();
 #pragma unroll
   for (int step = 0; step < T::kStages - 1; ++step) load(step, step);
 
@@ -366,7 +370,8 @@ void LaunchTile(const Product& p, cudaStream_t stream) {
   [[maybe_unused]] static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   const int64_t tiles = (p.rows + ROWS - 1) / ROWS * p.column_tiles;
-  kernel<<<static_cast<unsigned>(tiles * p.split), kThreads, T::kSharedBytes, stream>>>(p);
+  static const bool early = CardStartsEarly();
+  LaunchEarly(early, kernel, static_cast<unsigned>(tiles * p.split), kThreads, T::kSharedBytes, stream, p);
 }
 
 template <int COLUMNS>

@@ -87,10 +87,13 @@ class DryOpsImpl final : public DryOps {
     for (const AugmentPart& part : parts) bytes += Bytes(part.weight) + Bytes(part.b);
     Count(bytes, counts_.decode_bytes);
   }
-  void RefreshAdapters(std::span<const AugmentPart> parts, Tensor a, Tensor out) override {
-    checks::AugmentWeight(parts, a, out, act_);
-    double bytes = Bytes(a);
-    for (const AugmentPart& part : parts) bytes += Bytes(part.b);
+  void RefreshAdapters(std::span<const AdapterRefresh> weights) override {
+    double bytes = 0;
+    for (const AdapterRefresh& w : weights) {
+      checks::AugmentWeight(w.parts, w.a, w.out, act_);
+      bytes += Bytes(w.a);
+      for (const AugmentPart& part : w.parts) bytes += Bytes(part.b);
+    }
     Count(1.5 * bytes);  // fp32 read; written as act where that is bf16
   }
   float EncodeNf4(Tensor in, const Nf4Buffers&, Tensor scratch) override {

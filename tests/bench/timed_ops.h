@@ -111,8 +111,8 @@ class TimedOps : public Ops {
   void AugmentWeight(std::span<const AugmentPart> p, Tensor a, Tensor o) override {
     Do(OpPart::kDecode, "AugmentWeight", [&](Ops& ops) { ops.AugmentWeight(p, a, o); });
   }
-  void RefreshAdapters(std::span<const AugmentPart> p, Tensor a, Tensor o) override {
-    Do(OpPart::kElementwise, "RefreshAdapters", [&](Ops& ops) { ops.RefreshAdapters(p, a, o); });
+  void RefreshAdapters(std::span<const AdapterRefresh> w) override {
+    Do(OpPart::kElementwise, "RefreshAdapters", [&](Ops& ops) { ops.RefreshAdapters(w); });
   }
   float EncodeNf4(Tensor i, const Nf4Buffers& o, Tensor s) override { return inner_.EncodeNf4(i, o, s); }
   void EmbeddingRows(const WeightView& t, Tensor i, Tensor o) override {

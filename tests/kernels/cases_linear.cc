@@ -194,8 +194,16 @@ OpCase RefreshCase(const std::string& name, const std::vector<AugmentedPart>& pa
             const Tensor a = t.Random(DType::kF32, a_rows, k);
             fill(a, n, 0);
             const Tensor out = t.From(t.act(), n + spare, k + spare, before, 8);
-            return PreparedCase{[=](Ops& ops) { ops.RefreshAdapters(views, a, out); },
-                                [=](CaseTensors& c) { c.ExpectExactly("out", out, exact); }, 0, 0};
+            const Tensor second = t.From(t.act(), n + spare, k + spare, before);
+            return PreparedCase{[=](Ops& ops) {
+                                  const AdapterRefresh weights[] = {{views, a, out}, {views, a, second}};
+                                  ops.RefreshAdapters(weights);
+                                },
+                                [=](CaseTensors& c) {
+                                  c.ExpectExactly("out", out, exact);
+                                  c.ExpectExactly("second", second, exact);
+                                },
+                                0, 0};
           }};
 }
 

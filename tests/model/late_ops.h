@@ -42,7 +42,7 @@ class LateOps final : public Ops {
   void Synchronize() override { inner_.Synchronize(); }
   void DecodeWeight(const WeightView& w, Tensor o) override { inner_.DecodeWeight(w, o); }
   void AugmentWeight(std::span<const AugmentPart> p, Tensor a, Tensor o) override { inner_.AugmentWeight(p, a, o); }
-  void RefreshAdapters(std::span<const AugmentPart> p, Tensor a, Tensor o) override { inner_.RefreshAdapters(p, a, o); }
+  void RefreshAdapters(std::span<const AdapterRefresh> w) override { inner_.RefreshAdapters(w); }
   float EncodeNf4(Tensor i, const Nf4Buffers& o, Tensor s) override { return inner_.EncodeNf4(i, o, s); }
   void EmbeddingRows(const WeightView& t, Tensor i, Tensor o) override { inner_.EmbeddingRows(t, i, o); }
   void GatherRows(Tensor i, Tensor r, Tensor o) override { inner_.GatherRows(i, r, o); }
