@@ -134,8 +134,8 @@ class Ops {
   //   rows [N, N + R): `a` (fp32 [sum r, K]; empty: none) then zero rows, columns [0, K) only; the rest is left alone
   // R = out.cols - K may be 0 (a empty, no B); then out has N rows.
   virtual void AugmentWeight(std::span<const AugmentPart> parts, Tensor a, Tensor out) = 0;
-  // New values of A and B for weights that AugmentWeight made of the same shapes; decoded columns are left alone, and of
-  // the parts' weights only the shapes count.
+  // New values of A and B for weights that AugmentWeight made of the same shapes; decoded columns are left alone, and
+  // of the parts' weights only the shapes count.
   virtual void RefreshAdapters(std::span<const AdapterRefresh> weights) = 0;
   // NF4 with double quantisation, bit-equal to engine/io/nf4.h's. in fp32, bf16 or fp16, dense, elements even; scratch
   // fp32 [1, blocks] for the largest magnitudes. Returns the nested offset: waits for the device. nested_code is

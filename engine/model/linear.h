@@ -59,8 +59,8 @@ void StoredProduct(Ops& ops, const LinearGroup& group, AdapterMode mode, const L
 
 // The spare columns of x' [T, K + R]; empty, where there are none.
 Tensor AdapterColumns(const LinearGroup& group, Tensor x_aug);
-// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare, and adds dB, dy [T, N] read once for both. u: the spare
-// columns of x'; empty, where they are not written yet: no dB.
+// spare [T, R] (dy's own spare columns) <- s dy Bd + beta spare, and adds dB, dy [T, N] read once for both. u: the
+// spare columns of x'; empty, where they are not written yet: no dB.
 void AdapterBackward(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u, Tensor spare, float beta = 0);
 // Adds dB alone, to the same bits.
 void AdapterGradientB(Ops& ops, const LinearGroup& group, Tensor w, Tensor dy, Tensor u);

@@ -89,8 +89,8 @@ class Loader {
 #pragma unroll
       for (int i = 0; i < kRows / 16; ++i) {
         const bool valid = column < columns_left_ && row + i * 16 < rows_left_;
-        CopyAsyncOnce(place_ + slot_ * kStageBytes + i * (16 * kColumns * 2),
-                      valid ? dy_ + column + i * dy_stride_ : dy_safe_, valid);
+        CopyAsync(place_ + slot_ * kStageBytes + i * (16 * kColumns * 2),
+                  valid ? dy_ + column + i * dy_stride_ : dy_safe_, valid);
       }
       if (chunk_ == 0 && u_ != nullptr && threadIdx.x < kRows * kUChunks) {
         const bool valid = u_inside_ && static_cast<int>(threadIdx.x) / kUChunks < rows_left_;

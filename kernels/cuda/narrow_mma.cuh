@@ -35,15 +35,6 @@ __device__ inline void CopyAsync(uint32_t to, const void* from, bool valid) {
                : "memory");
 }
 
-// What no later kernel is likely to find in the L2 cache: the first to go, so that partial sums stay.
-__device__ inline void CopyAsyncOnce(uint32_t to, const void* from, bool valid) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0), "l"(policy)
-               : "memory");
-}
-
 // Where chunk `chunk` of 16 bytes of row `row` lies in a matrix of WIDTH elements a row.
 template <int WIDTH>
 __device__ inline uint32_t Place(int row, int chunk) {

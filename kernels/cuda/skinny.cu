@@ -55,8 +55,8 @@ struct Tile {
 };
 
 // One operand's part in every stage: [LINES, kDepth] as stored, or [kDepth, LINES] if kDepthFirst. Lines beyond the end
-// come as zeros. kOnce: what no later operation needs soon (dA's x, dB's dY).
-template <int LINES, bool kDepthFirst, bool kOnce>
+// come as zeros.
+template <int LINES, bool kDepthFirst>
 class Operand {
  public:
   __device__ Operand(const bf16* base, int64_t pitch, int64_t line0, int64_t lines, int64_t depth0)
@@ -80,7 +80,7 @@ class Operand {
       const bool valid = kDepthFirst ? along < depth && across < lines_left_ : along < lines_left_ && across < depth;
       const bf16* from = valid ? from_ + i * chunk_stride_ : safe_;
       const uint32_t to = stage + place_ + i * (kRowsApart * kChunksPerRow * 16);
-      kOnce ? CopyAsyncOnce(to, from, valid) : CopyAsync(to, from, valid);
+      CopyAsync(to, from, valid);
     }
     from_ += stage_stride_;
   }
@@ -305,8 +305,8 @@ __global__ void __launch_bounds__(kThreads, 2) Skinny(const __grid_constant__ Pr
   const int64_t begin = int64_t{part} * block_steps * kDepth;
   const int depth = static_cast<int>(min(int64_t{block_steps} * kDepth, p.k - begin));
   const int steps = (depth + kDepth - 1) / kDepth;
-  Operand<ROWS, kDepthFirstA, kDepthFirstA> a(p.a, p.a_pitch, row0, p.rows, begin);
-  Operand<COLUMNS, kDepthFirstB, false> b(p.b, p.b_pitch, column0, p.columns, begin);
+  Operand<ROWS, kDepthFirstA> a(p.a, p.a_pitch, row0, p.rows, begin);
+  Operand<COLUMNS, kDepthFirstB> b(p.b, p.b_pitch, column0, p.columns, begin);
   const auto load = [&](int step, int slot) {
     if (step < steps) {
       a.Load(stages + slot * T::kBytes, depth - step * kDepth);
