@@ -18,6 +18,7 @@ namespace {
 constexpr size_t kBuffer = 64 << 10;
 constexpr int kTurns = 4;  // buffers of one connection before others have their turn
 constexpr std::chrono::milliseconds kLastWords(500);
+constexpr std::chrono::seconds kTakeTheRest(10);
 enum FrameType : uint8_t { kData = 0, kHeaders = 1, kReset = 3, kWindowUpdate = 8, kContinuation = 9 };
 constexpr uint8_t kEndHeaders = 4;
 
@@ -147,7 +148,8 @@ void Relay::Loop() {
   epoll_event events[64];
   auto end = std::chrono::steady_clock::time_point::max();
   while (std::chrono::steady_clock::now() < end) {
-    const int count = epoll_wait(epoll_, events, 64, end == std::chrono::steady_clock::time_point::max() ? -1 : 10);
+    const bool stops = end != std::chrono::steady_clock::time_point::max();
+    const int count = epoll_wait(epoll_, events, 64, stops ? 10 : ending_.empty() ? -1 : 1000);
     for (int i = 0; i < count; ++i) {
       const uint64_t number = events[i].data.u64;  // a copy: the event is packed
       if (number == 0) {
@@ -159,6 +161,7 @@ void Relay::Loop() {
       const auto found = pipes_.find(number);
       if (found != pipes_.end()) Serve(found->second.get());
     }
+    if (!ending_.empty()) CloseLate();
     if (end != std::chrono::steady_clock::time_point::max() && pipes_.empty()) return;
   }
 }
@@ -169,8 +172,33 @@ void Relay::Serve(Pipe* pipe) {
   // Once one of them has gone and has got what was for the other, there is nobody to talk to.
   const bool over = (pipe->up.ended && pipe->up.waiting.empty()) || (pipe->down.ended && pipe->down.waiting.empty());
   if (pipe->broken || over) return Close(pipe);
-  Watch(pipe->client, pipe->number, !pipe->up.ended && pipe->up.waiting.empty(), !pipe->down.waiting.empty(), false);
-  Watch(pipe->inner, pipe->number, !pipe->down.ended && pipe->down.waiting.empty(), !pipe->up.waiting.empty(), false);
+  if ((pipe->up.ended || pipe->down.ended) && ending_.emplace(pipe->number, pipe).second) {
+    pipe->until = std::chrono::steady_clock::now() + kTakeTheRest;
+  }
+  Rewatch(pipe->client, pipe->number, !pipe->up.ended && pipe->up.waiting.empty(), !pipe->down.waiting.empty(),
+          &pipe->client_watched);
+  Rewatch(pipe->inner, pipe->number, !pipe->down.ended && pipe->down.waiting.empty(), !pipe->up.waiting.empty(),
+          &pipe->inner_watched);
+}
+
+// Where there is nothing to wait for a descriptor is not watched at all: that its other end has gone would be told
+// again and again.
+void Relay::Rewatch(int fd, uint64_t key, bool in, bool out, bool* watched) {
+  if (in || out) {
+    Watch(fd, key, in, out, !*watched);
+  } else if (*watched) {
+    epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+  }
+  *watched = in || out;
+}
+
+void Relay::CloseLate() {
+  std::vector<Pipe*> late;
+  const auto now = std::chrono::steady_clock::now();
+  for (const auto& [number, pipe] : ending_) {
+    if (now >= pipe->until) late.push_back(pipe);
+  }
+  for (Pipe* pipe : late) Close(pipe);
 }
 
 void Relay::Pass(Pipe* pipe, int from, int to, Way* way, bool up) {
@@ -208,6 +236,7 @@ void Relay::Send(Pipe* pipe, int to, Way* way, std::string_view bytes) {
 void Relay::Close(Pipe* pipe) {
   close(pipe->client);
   close(pipe->inner);
+  ending_.erase(pipe->number);
   pipes_.erase(pipe->number);
 }
 

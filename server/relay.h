@@ -73,6 +73,8 @@ class Relay {
     Way up, down;  // to gRPC, to the client
     FrameScanner scanner;
     bool broken = false;
+    bool client_watched = true, inner_watched = true;
+    std::chrono::steady_clock::time_point until;  // where one side has gone: so long the other may take what is left
   };
 
   void Loop();
@@ -81,6 +83,8 @@ class Relay {
   void Pass(Pipe* pipe, int from, int to, Way* way, bool up);
   void Send(Pipe* pipe, int to, Way* way, std::string_view bytes);
   void Watch(int fd, uint64_t key, bool in, bool out, bool add);
+  void Rewatch(int fd, uint64_t key, bool in, bool out, bool* watched);
+  void CloseLate();
   void Close(Pipe* pipe);
 
   const Judge judge_;
@@ -88,6 +92,7 @@ class Relay {
   std::vector<char> buffer_;
   std::map<uint64_t, std::unique_ptr<Pipe>> pipes_;
   uint64_t next_ = 1;
+  std::map<uint64_t, Pipe*> ending_;  // one side of these has gone
   std::mutex mutex_;
   std::vector<std::unique_ptr<Pipe>> new_;
   bool stopping_ = false;
