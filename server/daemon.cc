@@ -154,6 +154,8 @@ absl::Status Daemon::Open() {
   context_.store = store_.get();
   context_.hub = &hub_;
   context_.readers = &readers_;
+  context_.uploads = &uploads_;
+  context_.watchers = &watchers_;
   context_.metrics = &metrics_;
   context_.scheduler = scheduler_.get();
   context_.admission = admission_.get();
@@ -240,6 +242,7 @@ void Daemon::Tick() {
   }
   hub_.CheckAll();
   readers_.CheckAll();
+  uploads_.CheckAll();
   RunRetention();
   if (store_->broken() && server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(false);
 }
@@ -276,6 +279,7 @@ void Daemon::Stop() {
   hub_.WakeAll();
   if (doorman_ != nullptr) doorman_->Stop();
   if (server_ != nullptr) {
+    if (doorman_ != nullptr) doorman_->CloseAllAfter(2 * kCloseGrace);
     server_->Shutdown(std::chrono::system_clock::now() + kCloseGrace);
     server_->Wait();
   }

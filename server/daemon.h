@@ -82,6 +82,8 @@ class Daemon {
   Metrics metrics_;
   EventHub hub_;
   Readers readers_;
+  Readers uploads_{{64, 16, "uploads are under way", "TOO_MANY_UPLOADS"}};
+  Readers watchers_{{4096, 1024, "jobs are being watched", "TOO_MANY_WATCHES"}};
   std::unique_ptr<Store> store_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<Admission> admission_;

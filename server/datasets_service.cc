@@ -1,6 +1,7 @@
 #include "server/datasets_service.h"
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -11,11 +12,15 @@
 namespace hone {
 namespace {
 
+// Of the limit on slow readers: an upload that brings nothing for longer is ended, with what it has on disk.
+constexpr int kPatience = 10;
+
 // One upload: reads a message, writes it on the quick executor, reads the next.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
  public:
   UploadReactor(ServiceContext* context, grpc::CallbackServerContext* call, v1::UploadBlobResponse* response)
-      : context_(context), call_(call), response_(response) {
+      : context_(context), call_(call), response_(response), idle_(std::make_shared<Idle>()) {
+    idle_->call = call;
     StartRead(&request_);
   }
 
@@ -29,11 +34,37 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBlobRequest
     });
     if (!posted) Finish(ToGrpcStatus(Overloaded()));
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    {
+      std::lock_guard lock(idle_->mutex);
+      idle_->call = nullptr;
+    }
+    if (number_ != 0) context_->uploads->Leave(number_);
+    delete this;
+  }
+
+  absl::Status Enter() {
+    if (context_->uploads == nullptr) return absl::OkStatus();
+    const auto limit = kPatience * context_->slow_reader;
+    return context_->uploads->Enter(
+        ClientOf(*context_, *call_),
+        [idle = idle_, limit](Readers::Clock::time_point now) {
+          std::lock_guard lock(idle->mutex);
+          if (idle->call == nullptr || now - idle->since < limit) return;
+          idle->call->TryCancel();
+          idle->call = nullptr;
+        },
+        &number_);
+  }
 
   absl::Status Take() {
     if (context_->stopping) return DrainingError();
+    {
+      std::lock_guard lock(idle_->mutex);
+      idle_->since = Readers::Clock::now();
+    }
     if (writer_ == nullptr) {
+      HONE_RETURN_IF_ERROR(Enter());
       digest_ = request_.digest();
       HONE_ASSIGN_OR_RETURN(writer_, context_->blobs->Begin(digest_, request_.total_bytes()));
     } else if (!request_.digest().empty() && request_.digest() != digest_) {
@@ -51,9 +82,18 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBlobRequest
     return absl::OkStatus();
   }
 
+  // What the check on idle uploads shares with this one, which may be gone.
+  struct Idle {
+    std::mutex mutex;
+    grpc::CallbackServerContext* call = nullptr;  // null once the call is over
+    Readers::Clock::time_point since = Readers::Clock::now();
+  };
+
   ServiceContext* context_;
   grpc::CallbackServerContext* call_;
   v1::UploadBlobResponse* response_;
+  const std::shared_ptr<Idle> idle_;
+  uint64_t number_ = 0;  // among the uploads
   v1::UploadBlobRequest request_;
   std::string digest_;
   std::unique_ptr<BlobWriter> writer_;

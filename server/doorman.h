@@ -58,6 +58,8 @@ class Doorman {
   absl::Status Start(grpc::Server* server);
   // Accepts nothing more and removes the sockets' files. Open connections go on until gRPC or the destructor ends them.
   void Stop();
+  // Ends open connections then: gRPC's shutdown waits for ever for what a client that does not read has not taken.
+  void CloseAllAfter(std::chrono::milliseconds time) { relay_->CloseAllAfter(time); }
   // By grpc::ServerContext::peer(). The daemon's own user and root are admins, too.
   Caller Who(const std::string& peer) const;
   // A call has come in on this peer's connection; NoteEnd when it is over.

@@ -19,6 +19,11 @@ constexpr std::chrono::milliseconds kFollowTick(250);
 // ---- events
 
 absl::Status WatchPump::Attach() {
+  if (context_->watchers != nullptr) {
+    // Whether the client still reads is looked at by the hub.
+    HONE_RETURN_IF_ERROR(context_->watchers->Enter(
+        client_, [](Readers::Clock::time_point) {}, &number_));
+  }
   HONE_ASSIGN_OR_RETURN(id_, context_->store->ResolveJobName(name_));
   subscription_ = context_->hub->Subscribe(
       id_,
@@ -118,6 +123,7 @@ absl::Status WatchPump::TooSlow() {
 }
 
 void WatchPump::End() {
+  if (number_ != 0) context_->watchers->Leave(number_);
   if (subscription_ == nullptr) return;
   context_->hub->Unsubscribe(id_, subscription_);
   context_->metrics->SetWatchStreams(context_->hub->subscriptions());

@@ -21,8 +21,8 @@ namespace hone {
 // takes longer than slow_reader over one message is cut off, with the number to go on from.
 class WatchPump final : public StreamPump<v1::JobEvent> {
  public:
-  WatchPump(ServiceContext* context, std::string name, uint64_t after_sequence)
-      : context_(context), name_(std::move(name)), sent_(after_sequence) {}
+  WatchPump(ServiceContext* context, Readers::Client client, std::string name, uint64_t after_sequence)
+      : context_(context), client_(client), name_(std::move(name)), sent_(after_sequence) {}
 
  private:
   void Begin(const std::shared_ptr<StreamPump>& self) override {
@@ -37,7 +37,9 @@ class WatchPump final : public StreamPump<v1::JobEvent> {
   bool TakeRecord(v1::JobEvent* event);
 
   ServiceContext* context_;
+  const Readers::Client client_;
   const std::string name_;
+  uint64_t number_ = 0;  // among the client's watches
   std::string id_;
   std::weak_ptr<StreamPump> weak_;
   std::shared_ptr<Subscription> subscription_;

@@ -306,8 +306,8 @@ absl::Status JobsService::Move(const std::string& id, const v1::UpdateJobRequest
 
 grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServerContext* call,
                                                               const v1::WatchJobRequest* request) {
-  return StreamPump<v1::JobEvent>::Create<WatchPump>(context_->streams, call, context_, request->name(),
-                                                     request->after_sequence());
+  return StreamPump<v1::JobEvent>::Create<WatchPump>(context_->streams, call, context_, ClientOf(*context_, *call),
+                                                     request->name(), request->after_sequence());
 }
 
 grpc::ServerWriteReactor<v1::LogChunk>* JobsService::GetJobLogs(grpc::CallbackServerContext* call,

@@ -12,9 +12,9 @@ absl::Status Readers::Enter(const Client& client, std::function<void(Clock::time
   const auto found = of_client_.find(client);
   const size_t of_client = found == of_client_.end() ? 0 : found->second;
   if (readers_.size() >= limits_.in_all || of_client >= limits_.of_client) {
-    return WithReason(ResourceExhausted("too many files are being read (at most ", limits_.of_client,
-                                        " by one client, ", limits_.in_all, " in all); end some of these calls"),
-                      "TOO_MANY_READERS");
+    return WithReason(ResourceExhausted("too many ", limits_.what, " (at most ", limits_.of_client, " by one client, ",
+                                        limits_.in_all, " in all); end some of these calls"),
+                      limits_.reason);
   }
   ++of_client_[client];
   *number = next_++;

@@ -1,6 +1,6 @@
-// The streams of files (logs, artifacts) that clients have open: bounded in all and per client, for each holds a chunk
-// in memory; and looked at now and then, so that a client that takes nothing any more is cut off. Not here: watchers of
-// events (event_hub.h).
+// The streams of one kind (files that are read, uploads, watches) that clients have open: bounded in all and per
+// client, for each holds memory or disk; and looked at now and then, so that a client that does nothing any more is cut
+// off. Not here: what goes through them.
 #pragma once
 
 #include <chrono>
@@ -22,11 +22,13 @@ class Readers {
   struct Limits {
     size_t in_all = 128;
     size_t of_client = 32;
+    const char* what = "files are being read";
+    const char* reason = "TOO_MANY_READERS";
   };
   Readers() : Readers(Limits()) {}
   explicit Readers(Limits limits) : limits_(limits) {}
 
-  // A number for Leave. `check` must only look and ask for an end. RESOURCE_EXHAUSTED with reason TOO_MANY_READERS.
+  // A number for Leave. `check` must only look and ask for an end. RESOURCE_EXHAUSTED with the limits' reason.
   absl::Status Enter(const Client& client, std::function<void(Clock::time_point)> check, uint64_t* number);
   void Leave(uint64_t number);
   void CheckAll();

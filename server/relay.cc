@@ -121,6 +121,15 @@ void Relay::Add(int client, int inner, int grpc_fd) {
   [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof(one));
 }
 
+void Relay::CloseAllAfter(std::chrono::milliseconds time) {
+  {
+    std::lock_guard lock(mutex_);
+    close_all_ = std::chrono::steady_clock::now() + time;
+  }
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof(one));
+}
+
 void Relay::Watch(int fd, uint64_t key, bool in, bool out, bool add) {
   epoll_event event{};
   event.events = (in ? static_cast<uint32_t>(EPOLLIN) : 0u) | (out ? static_cast<uint32_t>(EPOLLOUT) : 0u);
@@ -146,15 +155,16 @@ void Relay::TakeNew() {
 
 void Relay::Loop() {
   epoll_event events[64];
-  auto end = std::chrono::steady_clock::time_point::max();
+  auto end = std::chrono::steady_clock::time_point::max(), close_all = end;
   while (std::chrono::steady_clock::now() < end) {
     const bool stops = end != std::chrono::steady_clock::time_point::max();
-    const int count = epoll_wait(epoll_, events, 64, stops ? 10 : ending_.empty() ? -1 : 1000);
+    const int count = epoll_wait(epoll_, events, 64, stops ? 10 : close_all < end ? 50 : ending_.empty() ? -1 : 1000);
     for (int i = 0; i < count; ++i) {
       const uint64_t number = events[i].data.u64;  // a copy: the event is packed
       if (number == 0) {
         TakeNew();
         std::lock_guard lock(mutex_);
+        close_all = close_all_;
         if (stopping_) end = std::min(end, std::chrono::steady_clock::now() + kLastWords);
         continue;
       }
@@ -162,6 +172,7 @@ void Relay::Loop() {
       if (found != pipes_.end()) Serve(found->second.get());
     }
     if (!ending_.empty()) CloseLate();
+    while (!pipes_.empty() && std::chrono::steady_clock::now() >= close_all) Close(pipes_.begin()->second.get());
     if (end != std::chrono::steady_clock::time_point::max() && pipes_.empty()) return;
   }
 }

@@ -61,6 +61,8 @@ class Relay {
   absl::Status Start();
   // Takes `client` and `inner`, the other end of gRPC's descriptor `grpc_fd`, which is only a name here. Thread-safe.
   void Add(int client, int inner, int grpc_fd);
+  // Closes all connections, those to come included, when so much time has passed. Thread-safe.
+  void CloseAllAfter(std::chrono::milliseconds time);
 
  private:
   struct Way {
@@ -96,6 +98,7 @@ class Relay {
   std::mutex mutex_;
   std::vector<std::unique_ptr<Pipe>> new_;
   bool stopping_ = false;
+  std::chrono::steady_clock::time_point close_all_ = std::chrono::steady_clock::time_point::max();
   std::thread thread_;
 };
 

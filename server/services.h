@@ -31,7 +31,9 @@ struct ServiceContext {
   const Layout* layout = nullptr;
   Store* store = nullptr;
   EventHub* hub = nullptr;
-  Readers* readers = nullptr;
+  Readers* readers = nullptr;  // of files
+  Readers* uploads = nullptr;
+  Readers* watchers = nullptr;  // by client; null (tests): no bound, as the two above
   Metrics* metrics = nullptr;
   Scheduler* scheduler = nullptr;
   Admission* admission = nullptr;

@@ -6,11 +6,14 @@
 
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <thread>
 
+#include "server/daemon.h"
 #include "server/event_hub.h"
 #include "server/readers.h"
 #include "server/relay.h"
+#include "tests/server/daemon_harness.h"
 #include "tests/server/hostile_attacks.h"
 
 namespace hone {
@@ -161,6 +164,22 @@ TEST_F(RelayTest, TheLastWordsOfTheServerArrive) {
   EXPECT_TRUE(ended);
 }
 
+// The server has gone, the client does not take what is left, and nobody turns in circles over that.
+TEST_F(RelayTest, WaitsWithoutWorkForAClientThatDoesNotTakeTheRest) {
+  const std::string words(1 << 20, 'w');
+  for (size_t sent = 0, idle = 0; sent < words.size() && idle < 50;) {
+    const ssize_t now = send(server_, words.data() + sent, words.size() - sent, MSG_NOSIGNAL);
+    if (now > 0) sent += static_cast<size_t>(now);
+    idle = now > 0 ? 0 : idle + 1;
+    if (now < 0) std::this_thread::sleep_for(milliseconds(1));
+  }
+  close(std::exchange(server_, -1));
+  std::this_thread::sleep_for(milliseconds(50));
+  const std::clock_t begin = std::clock();  // the whole process
+  std::this_thread::sleep_for(milliseconds(300));
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 0.1);
+}
+
 TEST_F(RelayTest, CutsOffWhoIsNotAllowed) {
   allow_ = false;
   hostile::Done done;
@@ -199,6 +218,71 @@ TEST(ReadersTest, AreBoundedInAllAndPerClient) {
   readers.Leave(first);
   EXPECT_EQ(readers.open(), 4u);
   EXPECT_TRUE(readers.Enter({1, 1}, check, &number).ok());
+}
+
+// One process has so many uploads and watches and no more; others go on, and so does it once it ends some.
+TEST(ClientLimits, UploadsAndWatches) {
+  Folder folder;
+  DaemonOptions options;
+  options.state_dir = folder / "state";
+  options.socket = folder / "s";
+  options.metrics_address = "off";
+  options.worker_program = FAKE_WORKER;
+  options.scheduler.free_memory = [] { return uint64_t{1} << 40; };
+  options.slow_reader = milliseconds(50);
+  auto daemon = Daemon::Start(options);
+  ASSERT_TRUE(daemon.ok()) << daemon.status();
+  Client client(folder / "s");
+  v1::UploadBlobRequest request;
+  request.set_digest(std::string(64, 'a'));
+  request.set_total_bytes(1000);
+  struct Upload {
+    grpc::ClientContext context;
+    v1::UploadBlobResponse response;
+    std::unique_ptr<grpc::ClientWriter<v1::UploadBlobRequest>> writer;
+  };
+  std::vector<std::unique_ptr<Upload>> uploads;
+  const auto begin = [&] {
+    auto upload = std::make_unique<Upload>();
+    Client::Deadline(&upload->context);
+    upload->writer = client.datasets->UploadBlob(&upload->context, &upload->response);
+    upload->writer->Write(request);
+    return upload;
+  };
+  for (int i = 0; i < 16; ++i) uploads.push_back(begin());
+  std::this_thread::sleep_for(milliseconds(100));  // they have begun
+  const grpc::Status refused = begin()->writer->Finish();
+  EXPECT_EQ(RichError(refused).first, "TOO_MANY_UPLOADS") << refused.error_message();
+  // None brings anything more: they are ended.
+  std::this_thread::sleep_for(milliseconds(550));
+  (*daemon)->Tick();
+  for (const auto& upload : uploads) EXPECT_EQ(upload->writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  const auto next = begin();
+  next->writer->WritesDone();
+  EXPECT_EQ(RichError(next->writer->Finish()).second, "total_bytes");
+
+  const std::string id = client.MustCreate(FakeSpec(folder, "steps=100000 sleep=20"));
+  const std::string message = [&] {
+    v1::WatchJobRequest watch;
+    watch.set_name(id);
+    return watch.SerializeAsString();
+  }();
+  const int other = hostile::Connect(folder / "s");
+  hostile::Done done;
+  for (int c = 0; c < 6; ++c) {
+    const int fd = c == 0 ? other : hostile::Connect(folder / "s");
+    std::string frames = hostile::Hello(true);
+    for (uint32_t s = 0; s < 200; ++s) frames += Call(2 * s + 1, "/hone.v1.Jobs/WatchJob", message);
+    hostile::Send(fd, frames, &done);
+  }
+  for (int i = 0; i < 500 && (*daemon)->watchers() < 1024; ++i) std::this_thread::sleep_for(milliseconds(10));
+  std::this_thread::sleep_for(milliseconds(200));
+  EXPECT_EQ((*daemon)->watchers(), 1024u);
+  grpc::Status status;
+  client.Watch(id, 0, &status);
+  EXPECT_EQ(RichError(status).first, "TOO_MANY_WATCHES") << status.error_message();
+  v1::Job cancelled;
+  client.Cancel(id, &cancelled);
 }
 
 // Many watchers of one job are woken in turn; what comes meanwhile is coalesced, nothing durable is lost.
