@@ -106,7 +106,7 @@ absl::StatusOr<std::string> ModelsService::QuantisedCopy(const v1::ImportModelRe
                       "MODEL_EXISTS");
   }
   const std::string part = StrCat(context_->layout->Models(), "/.", id, ".part");  // no id begins with a dot
-  std::filesystem::remove_all(part, error);  // of an import that was cut off
+  std::filesystem::remove_all(part, error);                                        // of an import that was cut off
   absl::Status written =
       context_->admission->Quantise(request.path(), request.quantization(), part, cancelled).status();
   if (written.ok()) written = WriteFileDurably(part + "/source.txt", made_of);
