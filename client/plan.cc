@@ -92,8 +92,8 @@ std::string PlanText(const v1::Plan& plan, bool colours) {
     out += "\n";
   }
   out += StrCat("policy ", Printable(plan.policy()), ": micro-batch ", plan.micro_batch_tokens(), " tokens, packing ",
-                plan.packing() ? "on" : "off", ", recompute ", Printable(plan.recompute()), ", head chunk ",
-                plan.head_chunk_rows(), " rows", PlacementText(plan), "\n");
+                plan.packing() ? "on" : "off", ", recompute ", Printable(LevelsInWords(plan.recompute())),
+                ", head chunk ", plan.head_chunk_rows(), " rows", PlacementText(plan), "\n");
   out += StepText(plan);
   if (!plan.reason().empty()) out += StrCat("why: ", Printable(plan.reason()), "\n");
   if (plan.changes_size() > 0) out += plan.fits() ? "changes:\n" : "smallest changes that would fit:\n";

@@ -1,5 +1,11 @@
 #include "client/report.h"
 
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
 #include "client/terminal.h"
 #include "nlohmann/json.hpp"
 #include "proto/base/status.h"
@@ -130,6 +136,37 @@ std::string OneLineJson(std::string_view json) {
   Json value = Json::parse(json, nullptr, false);
   if (value.is_discarded()) value = std::string(json);
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string LevelsInWords(std::string_view recompute) {
+  constexpr std::string_view kApart = " apart";
+  const bool apart = recompute.ends_with(kApart);
+  std::string_view rest = recompute.substr(0, recompute.size() - (apart ? kApart.size() : 0));
+  std::vector<std::pair<std::string, int64_t>> counts;  // by kind, in order of appearance
+  while (!rest.empty()) {
+    const std::string_view run = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(run.size() + 1, rest.size()));
+    const size_t colon = run.find(':');
+    int64_t count = 0;
+    if (colon == std::string_view::npos ||
+        std::from_chars(run.data() + colon + 1, run.data() + run.size(), count).ec != std::errc()) {
+      return std::string(recompute);
+    }
+    const std::string kind(run.substr(0, colon));
+    const auto known =
+        std::find_if(counts.begin(), counts.end(), [&](const auto& entry) { return entry.first == kind; });
+    if (known == counts.end()) {
+      counts.emplace_back(kind, count);
+    } else {
+      known->second += count;
+    }
+  }
+  std::string text;
+  for (const auto& [kind, count] : counts) {
+    text += text.empty() ? StrCat(kind, " on ", count, count == 1 ? " layer" : " layers")
+                         : StrCat(", ", kind, " on ", count);
+  }
+  return apart ? text + ", weights decoded for each use" : text;
 }
 
 }  // namespace hone

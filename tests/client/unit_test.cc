@@ -34,6 +34,16 @@ TEST(Terminal, Formats) {
   EXPECT_EQ(FormatNumber(std::nan("")), "-");
 }
 
+TEST(Report, LevelsAreCountedByKind) {
+  EXPECT_EQ(LevelsInWords("none"), "none");
+  EXPECT_EQ(LevelsInWords("none:20,full:12"), "none on 20 layers, full on 12");
+  EXPECT_EQ(LevelsInWords("mlp host:3,activation host:1,mlp host:3,activation host:1"),
+            "mlp host on 6 layers, activation host on 2");
+  EXPECT_EQ(LevelsInWords("full:1 apart"), "full on 1 layer, weights decoded for each use");
+  EXPECT_EQ(LevelsInWords("full:x"), "full:x");
+  EXPECT_EQ(LevelsInWords(""), "");
+}
+
 TEST(Terminal, SparklineAndBar) {
   EXPECT_EQ(Sparkline({0, 1, 2, 3, 4, 5, 6, 7}, 8), "▁▂▃▄▅▆▇█");
   EXPECT_EQ(Sparkline({9, 9, 0, 7}, 2), "▁█");
