@@ -38,7 +38,7 @@ struct Flags {
   uint64_t max_jobs = 20000, max_jobs_per_user = 10000;
   uint64_t slow_reader = 30, hold_poll = 2;
   double keep_logs_days = 0, keep_checkpoints_days = 0, keep_events_days = 0;
-  uint64_t keep_log_bytes = 0, retention_every = 600;
+  uint64_t keep_log_bytes = 0, keep_checkpoint_bytes = 0, keep_events = 0, retention_every = 600;
   bool system = false;
   bool foreground = false;
 };
@@ -71,8 +71,9 @@ void ApplyLimits(const Flags& flags, DaemonOptions* options) {
   options->max_jobs = flags.max_jobs;
   options->max_jobs_per_user = flags.max_jobs_per_user;
   options->slow_reader = seconds(flags.slow_reader);
-  options->retention = {days(flags.keep_logs_days), days(flags.keep_checkpoints_days), days(flags.keep_events_days),
-                        flags.keep_log_bytes, seconds(flags.retention_every)};
+  options->retention = {days(flags.keep_logs_days),    days(flags.keep_checkpoints_days), days(flags.keep_events_days),
+                        flags.keep_log_bytes,          flags.keep_checkpoint_bytes,       flags.keep_events,
+                        seconds(flags.retention_every)};
 }
 
 // Each connection takes a descriptor; the default of 1024 is for programs that use select().
@@ -103,6 +104,9 @@ void AddLimitFlags(CLI::App* app, Flags* flags) {
   add("--keep-checkpoints-days", &flags->keep_checkpoints_days, "Of ended jobs; 0: for ever", "DAYS");
   add("--keep-events-days", &flags->keep_events_days, "Of ended jobs; 0: for ever", "DAYS");
   add("--keep-log-bytes", &flags->keep_log_bytes, "Logs of all ended jobs together; 0: no limit", "BYTES");
+  add("--keep-checkpoint-bytes", &flags->keep_checkpoint_bytes, "Checkpoints of all ended jobs together; 0: no limit",
+      "BYTES");
+  add("--keep-events", &flags->keep_events, "Events of all ended jobs together; 0: no limit", "N");
   add("--retention-every", &flags->retention_every, "How often old things are looked for", "SECONDS");
 }
 

@@ -1,5 +1,5 @@
 // What is kept of jobs that have ended, and for how long: logs (worker.log, steps.jsonl of attempts), checkpoints and
-// events, by age and, for logs, by size. Never of an unfinished job; results (adapters, exports) are the user's and
+// events, by age and by size. Never of an unfinished job; results (adapters, exports) are the user's and
 // stay.
 #pragma once
 
@@ -17,7 +17,10 @@ struct RetentionOptions {
   std::chrono::seconds logs{0};
   std::chrono::seconds checkpoints{0};
   std::chrono::seconds events{0};
-  uint64_t log_bytes = 0;  // of all ended jobs together; the oldest go first. 0: no limit
+  // Of all ended jobs together; the oldest go first. 0: no limit.
+  uint64_t log_bytes = 0;
+  uint64_t checkpoint_bytes = 0;
+  uint64_t event_count = 0;
   std::chrono::seconds every = std::chrono::minutes(10);
 };
 
@@ -37,8 +40,10 @@ class Retention {
  private:
   uint64_t RemoveLogs(const std::string& id);
   uint64_t RemoveCheckpoints(const std::string& id);
+  // Removes what `bit` (Purged) names and notes it. False: it could not be noted.
+  bool Remove(const std::string& id, int64_t bit, RetentionReport* report);
   void ByAge(int64_t bit, std::chrono::seconds age, const std::atomic<bool>& stop, RetentionReport* report);
-  void BySize(const std::atomic<bool>& stop, RetentionReport* report);
+  void BySize(int64_t bit, uint64_t limit, const std::atomic<bool>& stop, RetentionReport* report);
 
   const Layout* layout_;
   Store* store_;

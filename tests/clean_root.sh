@@ -5,7 +5,8 @@
 #   tests/clean_root.sh [--root FOLDER] [--fresh] [--only root|dependencies|quickstart|tests|package] [--model FILE]
 #                       [--build FOLDER]
 #
-# --only package: the .deb of FOLDER (default: build/release), installed, upgraded under a running job and purged.
+# --only package: the .deb of FOLDER (default: build/release), installed, upgraded under a running job and purged; in a root of
+# its own, for --only tests leaves a systemctl there.
 # The root is kept, so that a second run only repeats what is asked. Network settings (resolver, apt sources, package
 # index settings, certificates) are this machine's. ../shared/data beside this clone, if there, is given to the tests.
 set -euo pipefail

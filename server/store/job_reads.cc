@@ -244,14 +244,14 @@ absl::StatusOr<std::vector<EndedJob>> Store::EndedJobs(int64_t before_us, int64_
   std::lock_guard lock(mutex_);
   HONE_ASSIGN_OR_RETURN(
       Statement statement,
-      db_->Prepare("SELECT id, ended_us, purged FROM jobs WHERE ended_us IS NOT NULL AND ended_us < ? "
+      db_->Prepare("SELECT id, ended_us, purged, last_sequence FROM jobs WHERE ended_us IS NOT NULL AND ended_us < ? "
                    "AND purged & ? <> ? ORDER BY ended_us LIMIT ?"));
   statement.Bind(before_us).Bind(bits).Bind(bits).Bind(int64_t{limit});
   std::vector<EndedJob> jobs;
   while (true) {
     HONE_ASSIGN_OR_RETURN(const bool more, statement.Step());
     if (!more) return jobs;
-    jobs.push_back({statement.Text(0), statement.Int(1), statement.Int(2)});
+    jobs.push_back({statement.Text(0), statement.Int(1), statement.Int(2), statement.Int(3)});
   }
 }
 

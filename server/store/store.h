@@ -123,6 +123,7 @@ struct EndedJob {
   std::string id;
   int64_t ended_us = 0;
   int64_t purged = 0;  // Purged bits
+  int64_t events = 0;  // how many there were
 };
 enum Purged : int64_t { kPurgedLogs = 1, kPurgedCheckpoints = 2, kPurgedEvents = 4 };
 

@@ -603,6 +603,36 @@ class RetentionTest : public QueueTest {
   }
 };
 
+class RetentionBySizeTest : public QueueTest {
+ protected:
+  void SetUp() override {
+    retention_.log_bytes = retention_.checkpoint_bytes = 1;
+    retention_.event_count = 1;
+    retention_.every = std::chrono::seconds(0);
+    Start();
+  }
+};
+
+TEST_F(RetentionBySizeTest, EndedJobsGoAndUnfinishedOnesKeepAll) {
+  const std::string going = client_->MustCreate(Spec("steps=100000 sleep=10"));
+  ASSERT_TRUE(client_->AwaitState(going, v1::RUNNING));
+  const std::string attempts = folder_ / "state/jobs/" + going + "/attempts";
+  daemon_->Tick();
+  std::this_thread::sleep_for(milliseconds(300));
+  EXPECT_TRUE(std::filesystem::exists(attempts));
+  End(going);
+  for (int i = 0; i < 100 && std::filesystem::exists(attempts); ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+    daemon_->Tick();
+  }
+  std::this_thread::sleep_for(milliseconds(300));
+  EXPECT_FALSE(std::filesystem::exists(attempts));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "state/jobs/" + going + "/output/checkpoints"));
+  grpc::Status status;
+  const auto events = client_->Watch(going, 0, &status);
+  ASSERT_EQ(events.size(), 2u) << status.error_message();  // that the others were removed, and the end
+}
+
 TEST_F(RetentionTest, OldThingsOfEndedJobsGoAndNothingElse) {
   const std::string done = client_->MustCreate(Spec("steps=4"));
   ASSERT_EQ(client_->Await(done).state(), v1::SUCCEEDED);
